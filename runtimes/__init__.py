@@ -1,0 +1,4 @@
+"""ONNX on the device: numpy and onnxruntime only. Imported as `wasi_export.runtimes`."""
+
+if __name__ != "wasi_export.runtimes":
+    raise ImportError(f"import this package as wasi_export.runtimes, not {__name__!r}")

@@ -1,0 +1,221 @@
+"""Files and folders that appear whole or not at all, and the bundle that goes to the board.
+
+    bundle/ manifest.json      sha256 and size of every other file, and all a reader needs to know
+            model.onnx         inference graph, factors explicit, dynamic batch
+            golden/golden.safetensors   inputs, reference outputs, labels: a board checks itself with them
+            config.toml plan.json
+
+Nothing here is ever unpickled, and no file of a bundle is opened before its hash is right.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+
+from wasi_export.config import Frozen, TrainMethod
+from wasi_export.errors import ArtifactExistsError, IntegrityError
+from wasi_export.ranks import LayerPlan
+
+MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+GOLDEN = "golden/golden.safetensors"
+
+
+class FileEntry(Frozen):
+    """What a file of the bundle must be."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size_bytes: int = Field(ge=0)
+
+
+class InputSpec(Frozen):
+    """How an image becomes the model's input; the fields are timm's data config."""
+
+    name: str = "images"
+    channels: Literal[1, 3] = 3
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    crop_pct: float = Field(1.0, gt=0, le=1)
+
+
+class ModelFacts(Frozen):
+    """Where the graph comes from."""
+
+    name: str
+    method: TrainMethod
+    parameters: int
+    layers: tuple[LayerPlan, ...] = ()
+
+
+class Manifest(Frozen):
+    """All that a reader needs to know of a bundle, and the hashes that make it trustworthy."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    model: ModelFacts
+    classes: tuple[str, ...]
+    input: InputSpec
+    output: str = "logits"
+    opset: int
+    ir_version: int
+    min_onnxruntime: str
+    parity_error: float = Field(description="largest error over output scale at export")
+    seed: int
+    data_fingerprint: str | None = Field(description="hash of the training images and labels")
+    metrics: Mapping[str, float] = Field(description="of the training run")
+    tools: Mapping[str, str] = Field(description="versions that made the bundle")
+    created: str = Field(description="ISO 8601, UTC; from SOURCE_DATE_EPOCH where it is set")
+    files: Mapping[str, FileEntry] = {}
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Inputs [N, C, H, W], reference outputs [N, classes] of the torch model, labels [N]."""
+
+    images: NDArray[np.float32]
+    outputs: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose every file was found to be what the manifest says."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def model_path(self) -> Path:
+        """The inference graph."""
+        return self.path / MODEL
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Returns the bundle in a folder, after checking the size and sha256 of every file.
+
+        Raises:
+            IntegrityError: the folder is no bundle, or a file is missing, changed or not in the manifest.
+        """
+        if not path.is_dir():
+            raise IntegrityError(f"no bundle at {path}: give the folder that `wasi-export export` wrote")
+        try:
+            manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
+        except FileNotFoundError:
+            raise IntegrityError(f"{path} has no {MANIFEST}: it is not a bundle") from None
+        except (OSError, ValidationError) as error:
+            first = str(error).splitlines()
+            raise IntegrityError(f"{path / MANIFEST} is not a manifest: {' '.join(first[:3])}") from None
+        problems = _differences(path, manifest.files)
+        if problems:
+            raise IntegrityError(f"bundle {path}: {'; '.join(problems)}: export it again or copy it again")
+        return cls(path, manifest)
+
+    def golden(self) -> Golden:
+        """Returns the golden data.
+
+        Raises:
+            IntegrityError: the file is not what the library wrote.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            tensors = load_file(self.path / GOLDEN)
+            return Golden(tensors["images"], tensors["outputs"], tensors["labels"])
+        except (OSError, KeyError, SafetensorError) as error:
+            raise IntegrityError(f"{self.path / GOLDEN} holds no golden data: {error}") from error
+
+
+def write_bundle_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes manifest.json beside the finished files of a bundle, with their hashes filled in."""
+    files = {
+        name: FileEntry(sha256=file_sha256(folder / name), size_bytes=(folder / name).stat().st_size)
+        for name in sorted(_files_in(folder) - {MANIFEST})
+    }
+    text = manifest.model_copy(update={"files": files}).model_dump_json(indent=2)
+    write_bytes(folder / MANIFEST, text.encode())
+
+
+def _files_in(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
+
+
+def _differences(folder: Path, expected: Mapping[str, FileEntry]) -> list[str]:
+    """Returns a line for every file that is missing, linked, changed or unknown."""
+    present = _files_in(folder) - {MANIFEST}
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - present)]
+    problems += [f"{name} is not in the manifest" for name in sorted(present - expected.keys())]
+    if MODEL not in expected:
+        problems.append(f"the manifest lists no {MODEL}")
+    for name in sorted(expected.keys() & present):
+        file, entry = folder / name, expected[name]
+        if file.is_symlink() or not file.is_file():
+            problems.append(f"{name} is a link or not a plain file")
+        elif (size := file.stat().st_size) != entry.size_bytes:
+            problems.append(f"{name} has {size} bytes, the manifest says {entry.size_bytes}")
+        elif (digest := file_sha256(file)) != entry.sha256:
+            problems.append(f"{name} has sha256 {digest[:12]}…, the manifest says {entry.sha256[:12]}…")
+    return problems
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(*parts: Any) -> str:
+    """Returns a short hash of what the parts print as; the key of a cached stage."""
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all: beside it first, then synced and renamed over it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def staged_folder(destination: Path, *, force: bool = False) -> Iterator[Path]:
+    """Gives an empty folder beside the destination, renamed to it at the end; removed on any error.
+
+    Raises:
+        ArtifactExistsError: the destination exists and is not empty, and `force` is not set.
+    """
+    if destination.exists() and not force and (destination.is_file() or any(destination.iterdir())):
+        raise ArtifactExistsError(f"{destination} exists: choose another name or give --force")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}."))
+    staging.chmod(0o755)
+    try:
+        yield staging
+        if destination.is_dir():
+            shutil.rmtree(destination)
+        else:
+            destination.unlink(missing_ok=True)
+        staging.replace(destination)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise

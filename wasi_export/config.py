@@ -1,0 +1,251 @@
+"""The configuration of a pipeline: frozen pydantic models, read from TOML, unknown keys refused.
+
+`Config.from_toml(path, overrides)` is the only way in. Every key has its meaning beside it; the built-in
+demo (`demo.toml`) is an example that runs.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from wasi_export.errors import ConfigError
+
+FactorMethod = Literal["whitened", "plain"]
+ActivationMode = Literal["none", "feature", "feature+token"]
+TrainMethod = Literal["dense", "subspace"]
+
+DEFAULT_TARGETS = ("*attn.qkv", "*attn.proj", "*mlp.fc1", "*mlp.fc2")
+
+
+class Frozen(BaseModel):
+    """Base of every configuration and artefact model: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelConfig(Frozen):
+    """Which timm model, and where its weights come from."""
+
+    name: str = Field("vit_tiny_patch16_224", description="timm model name")
+    pretrained: bool = Field(False, description="let timm download its pretrained weights")
+    checkpoint: Path | None = Field(None, description="local .safetensors or .pth with weights only")
+    img_size: int | None = Field(None, ge=1, description="input size in pixels; None keeps the model's")
+    in_chans: Literal[1, 3] = Field(3, description="input channels; 1 reads images as grey")
+    kwargs: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+
+
+class DataConfig(Frozen):
+    """Labelled images, and how the training batches are made from them."""
+
+    source: str = Field("digits", description="`digits`, `fashion-mnist`, or a folder of class folders")
+    root: Path | None = Field(None, description="folder of the IDX files of `fashion-mnist`")
+    train_images: int | None = Field(None, ge=1, description="train on the first n of the shuffled images")
+    val_images: int | None = Field(None, ge=1, description="validate on the first n of the shuffled images")
+    val_fraction: float = Field(0.2, gt=0, lt=1, description="held out where the source has no val split")
+    batch_size: int = Field(32, ge=1)
+    eval_batch_size: int = Field(64, ge=1)
+    workers: int = Field(0, ge=0, description="loader processes")
+    augment: bool = Field(True, description="random crop and flip while training")
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="share of the resized image that evaluation keeps; None: the model's"
+    )
+    scale: tuple[float, float] = Field((0.8, 1.0), description="area range of the random crop")
+    hflip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+
+
+class SubspaceConfig(Frozen):
+    """How Linear layers become `left·right`, and how their inputs are kept for the backward pass."""
+
+    method: FactorMethod = Field(
+        "whitened", description="whitened: by output energy; plain: SVD of the weight"
+    )
+    epsilon: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="explained energy to keep")
+    fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="parameters of the pair over those of the dense layer"
+    )
+    rank: Annotated[int, Field(ge=1)] | None = Field(None, description="the same rank for every layer")
+    include: tuple[str, ...] = Field(DEFAULT_TARGETS, description="name patterns of layers to factor")
+    exclude: tuple[str, ...] = Field((), description="name patterns of layers to leave dense")
+    calibration_images: int = Field(256, ge=1, description="images that give the input second moments")
+    activation: ActivationMode = Field("feature", description="modes in which saved inputs are compressed")
+    activation_epsilon: float = Field(0.95, gt=0, le=1, description="energy of the saved inputs to keep")
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> Self:
+        given = [k for k in ("epsilon", "fraction", "rank") if getattr(self, k) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of epsilon, fraction and rank, got {' and '.join(given)}")
+        return self
+
+
+class TrainConfig(Frozen):
+    """One training stage. Names are those of timm's training script."""
+
+    epochs: int = Field(3, ge=0, description="0 keeps the initial weights")
+    opt: str = Field("adamw", description="timm optimizer name")
+    lr: float = Field(1e-4, gt=0, description="learning rate of all but the head")
+    head_lr: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="learning rate of the head; None: lr"
+    )
+    weight_decay: float = Field(0.05, ge=0)
+    sched: str = Field("cosine", description="timm scheduler name, stepped every batch")
+    warmup_steps: int = Field(20, ge=0)
+    clip_grad: Annotated[float, Field(gt=0)] | None = Field(1.0, description="global gradient norm")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
+    mixup: float = Field(0.0, ge=0, description="mixup alpha; 0 is off")
+    cutmix: float = Field(0.0, ge=0, description="cutmix alpha; 0 is off")
+
+
+class StagesConfig(Frozen):
+    """The two training stages; the subspace stage starts from the weights the dense stage ends with."""
+
+    dense: TrainConfig = TrainConfig()
+    subspace: TrainConfig = TrainConfig()
+
+
+class ExportConfig(Frozen):
+    """How the ONNX file is made and checked."""
+
+    opset: int = Field(
+        23, ge=18, le=25, description="23: Gelu and Attention operators; 20: Gelu; 18: neither"
+    )
+    golden_images: int = Field(8, ge=1, description="real images stored with their reference outputs")
+
+
+class Thresholds(Frozen):
+    """What a bundle must meet. `None` is not checked; a threshold without data is exit code 5."""
+
+    max_parity_error: float | None = Field(1e-5, gt=0, description="largest error over the output scale")
+    min_accuracy: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="top-1 on --data")
+    max_accuracy_drop: Annotated[float, Field(ge=-1, le=1)] | None = Field(
+        None, description="top-1 of the baseline minus top-1 of the bundle"
+    )
+    max_latency_ratio: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="median of latency over latency of the baseline"
+    )
+    max_size_mb: Annotated[float, Field(gt=0)] | None = Field(None, description="model.onnx, in 10^6 bytes")
+
+    @classmethod
+    def from_toml(cls, path: Path) -> Self:
+        """Returns the thresholds in a TOML file.
+
+        Raises:
+            ConfigError: the file cannot be read, or a key or a value is wrong.
+        """
+        return _validated(cls, _read_toml(path), origin=str(path))
+
+
+class Config(Frozen):
+    """Everything `wasi-export run` does, from images to report."""
+
+    name: str = Field("wasi", pattern=r"^[\w.-]+$", description="name of the run, used in reports")
+    seed: int = Field(0, ge=0)
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    subspace: SubspaceConfig = SubspaceConfig()
+    train: StagesConfig = StagesConfig()
+    export: ExportConfig = ExportConfig()
+    thresholds: Thresholds = Thresholds()
+
+    @classmethod
+    def from_toml(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
+        """Returns the configuration in a TOML file, with `section.key=value` overrides on top.
+
+        A value is read as TOML; what is not TOML is taken as a string. Relative paths in the file
+        are relative to the current folder.
+
+        Raises:
+            ConfigError: the file cannot be read, or a key or a value is wrong.
+        """
+        return cls.from_mapping(_read_toml(path), overrides, origin=str(path))
+
+    @classmethod
+    def from_mapping(
+        cls, values: Mapping[str, Any], overrides: Sequence[str] = (), *, origin: str = "config"
+    ) -> Self:
+        """Returns the configuration in nested mappings, with `section.key=value` overrides on top.
+
+        Raises:
+            ConfigError: a key or a value is wrong.
+        """
+        merged = _deep_copy(values)
+        for override in overrides:
+            _apply_override(merged, override)
+        return _validated(cls, merged, origin=origin)
+
+
+M = TypeVar("M", bound=Frozen)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration file {path}: check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+
+
+def _deep_copy(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _deep_copy(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    """Sets one `section.key=value` in place."""
+    dotted, found, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not found or not all(keys):
+        raise ConfigError(f"an override reads section.key=value, got {override!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    table = values
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{dotted}: {key} is a value, not a section")
+    # One measure of rank replaces another, so that `subspace.rank=64` needs no second override.
+    if keys[:-1] == ["subspace"] and keys[-1] in (measures := ("epsilon", "fraction", "rank")):
+        for measure in measures:
+            table.pop(measure, None)
+    table[keys[-1]] = value
+
+
+def _validated(model: type[M], values: Mapping[str, Any], *, origin: str) -> M:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(model, details) for details in error.errors()]
+        raise ConfigError(f"{origin}: " + "; ".join(lines)) from None
+
+
+def _explain(model: type[Frozen], details: ErrorDetails) -> str:
+    """Returns one line for one pydantic error: the key, what was got, what to do."""
+    where = ".".join(str(part) for part in details["loc"])
+    if details["type"] == "extra_forbidden":
+        known = _keys_at(model, details["loc"][:-1])
+        near = difflib.get_close_matches(str(details["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {where!r}, {hint}"
+    message = details["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}, got {details['input']!r}" if where else message
+
+
+def _keys_at(model: type[Frozen], location: tuple[int | str, ...]) -> list[str]:
+    """Returns the keys of the nested model at a location."""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        candidates = (field.annotation, *get_args(field.annotation)) if field else ()
+        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, Frozen)]
+        if not nested:
+            return []
+        model = nested[0]
+    return list(model.model_fields)

@@ -1,0 +1,194 @@
+"""Labelled images, read the same way in training and on the board: Pillow and numpy, no torch.
+
+A source is `digits` (inside scikit-learn), `fashion-mnist` (the four IDX files, as Debian's
+`dataset-fashion-mnist` installs them), or a folder:
+
+    folder/<class>/*.jpg                 all images; the validation part is held out by seed
+    folder/train/<class>/*.jpg           already split; `val`, `validation` or `test` beside it
+"""
+
+import gzip
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from wasi_export._extras import require
+from wasi_export.errors import DataError, NothingToCheckError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+FASHION_MNIST_ROOT = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+VALIDATION_FOLDERS = ("val", "validation", "test")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images by index, their labels [N] into `classes`, and a hash of what they are."""
+
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64]
+    read: Callable[[int], Image.Image]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.read(index), int(self.labels[index])
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> "ImageSet":
+        """Returns the images at the indices, in that order."""
+        chosen = np.asarray(indices, np.int64)
+        digest = hashlib.sha256(self.fingerprint.encode() + chosen.tobytes()).hexdigest()[:16]
+        return ImageSet(self.classes, self.labels[chosen], lambda i: self.read(int(chosen[i])), digest)
+
+    def sample(self, count: int | None, seed: int) -> "ImageSet":
+        """Returns `count` images drawn without replacement; all of them, in order, for None."""
+        if count is None:
+            return self
+        order = np.random.default_rng(seed).permutation(len(self))
+        return self.take(order[:count])
+
+
+def load_splits(
+    source: str, *, root: Path | None = None, val_fraction: float = 0.2, seed: int = 0
+) -> tuple[ImageSet, ImageSet]:
+    """Returns the training and the validation images of a source.
+
+    Raises:
+        DataError: the source is unknown or cannot be read.
+        NothingToCheckError: a folder holds no images.
+    """
+    if source == "fashion-mnist":
+        folder = root or FASHION_MNIST_ROOT
+        return _fashion_mnist(folder, "train"), _fashion_mnist(folder, "t10k")
+    if source == "digits":
+        return _split(_digits(), val_fraction, seed)
+    folder = Path(source)
+    if not folder.is_dir():
+        raise DataError(
+            f"no data source {source!r}: give `digits`, `fashion-mnist`, or a folder of class folders"
+        )
+    validation = next((folder / name for name in VALIDATION_FOLDERS if (folder / name).is_dir()), None)
+    if (folder / "train").is_dir() and validation:
+        train = image_folder(folder / "train")
+        return train, image_folder(validation, classes=train.classes)
+    return _split(image_folder(folder), val_fraction, seed)
+
+
+def load_labelled(source: str, classes: Sequence[str], *, root: Path | None = None) -> ImageSet:
+    """Returns the images to judge a model with `classes` on: the validation split, or the whole of a folder.
+
+    Raises:
+        DataError: the source is unknown, cannot be read, or has other classes.
+        NothingToCheckError: a folder holds no images.
+    """
+    folder = Path(source)
+    if source in {"digits", "fashion-mnist"} or not folder.is_dir():
+        images = load_splits(source, root=root)[1]
+        if images.classes != tuple(classes):
+            raise DataError(f"{source} has classes {_some(images.classes)}, the model has {_some(classes)}")
+        return images
+    validation = next((folder / name for name in VALIDATION_FOLDERS if (folder / name).is_dir()), folder)
+    return image_folder(validation, classes=tuple(classes))
+
+
+def image_folder(folder: Path, *, classes: tuple[str, ...] | None = None) -> ImageSet:
+    """Returns the images below the class folders of a folder, sorted by path.
+
+    Raises:
+        DataError: there are class folders that `classes` does not know.
+        NothingToCheckError: there are no images.
+    """
+    found = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    names = classes or found
+    if unknown := sorted(set(found) - set(names)):
+        raise DataError(
+            f"{folder} has class folders {_some(unknown)} that the model does not know: {_some(names)}"
+        )
+    index = {name: label for label, name in enumerate(names)}
+    files = [
+        (path, index[name])
+        for name in found
+        for path in sorted((folder / name).rglob("*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES
+    ]
+    if not files:
+        raise NothingToCheckError(f"no images in {folder}: expected {folder}/<class>/*.jpg or .png")
+    digest = hashlib.sha256()
+    for path, label in files:
+        digest.update(f"{path.relative_to(folder)}\0{label}\0{path.stat().st_size}\n".encode())
+    labels = np.array([label for _, label in files], np.int64)
+    return ImageSet(names, labels, lambda i: read_image(files[i][0]), digest.hexdigest()[:16])
+
+
+def read_image(path: Path) -> Image.Image:
+    """Returns the decoded image of a file.
+
+    Raises:
+        DataError: the file is not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is not an image that can be read ({error}): remove it or mend it") from error
+
+
+def _split(images: ImageSet, val_fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    order = np.random.default_rng(seed).permutation(len(images))
+    held_out = min(max(1, round(val_fraction * len(images))), len(images) - 1)
+    if held_out < 1:
+        raise DataError(f"{len(images)} image cannot be split into training and validation: add images")
+    return images.take(order[held_out:]), images.take(order[:held_out])
+
+
+def _digits() -> ImageSet:
+    digits = require("sklearn.datasets", extra="train").load_digits()
+    pixels = (digits.images * (255 / 16)).round().astype(np.uint8)  # 8x8, grey levels 0..16
+    return _from_arrays(tuple("0123456789"), pixels, digits.target.astype(np.int64))
+
+
+def _fashion_mnist(folder: Path, split: str) -> ImageSet:
+    pixels = _read_idx(folder / f"{split}-images-idx3-ubyte.gz")
+    labels = _read_idx(folder / f"{split}-labels-idx1-ubyte.gz")
+    if pixels.ndim != 3 or labels.shape != pixels.shape[:1]:
+        raise DataError(f"{folder}: images {pixels.shape} and labels {labels.shape} do not fit together")
+    return _from_arrays(FASHION_MNIST_CLASSES, pixels, labels.astype(np.int64))
+
+
+def _read_idx(path: Path) -> NDArray[np.uint8]:
+    """Returns an IDX file of bytes, gzipped or plain: magic 0 0 8 ndim, big-endian sizes, data."""
+    plain = path.with_suffix("")
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.exists() else plain.read_bytes()
+    except FileNotFoundError:
+        raise DataError(
+            f"no {path}: install Debian's dataset-fashion-mnist, or set data.root to the folder of IDX files"
+        ) from None
+    except (OSError, EOFError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    dims = data[3] if data[:3] == b"\0\0\x08" else 0
+    shape = tuple(np.frombuffer(data, ">u4", count=dims, offset=4)) if len(data) >= 4 + 4 * dims else ()
+    start = 4 + 4 * dims
+    if not shape or len(data) - start != int(np.prod(shape)):
+        raise DataError(f"{path} is not a whole IDX file of bytes")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def _from_arrays(classes: tuple[str, ...], pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> ImageSet:
+    digest = hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()[:16]
+    return ImageSet(classes, labels, lambda i: Image.fromarray(pixels[i]), digest)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

@@ -1,0 +1,105 @@
+"""Every error that a user can cause, and the exit code it ends the command with.
+
+    WasiExportError
+    ├── CheckFailedError        1   checked, and not good enough
+    │   └── ParityError
+    ├── UsageError              2   usage or configuration
+    │   ├── ConfigError
+    │   ├── RankError
+    │   ├── DataError
+    │   ├── UnsupportedModelError
+    │   └── ArtifactExistsError
+    ├── HostError               3   this machine cannot run it
+    │   └── MissingExtraError       (also an ImportError)
+    ├── ModelFailedError        4   the model failed while running
+    ├── NothingToCheckError     5   nothing to check, so nothing passed
+    └── IntegrityError          6   a file is not what its manifest says
+
+A message says what was wrong, the value that was got, and what to do.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every command."""
+
+    PASSED = 0
+    CHECK_FAILED = 1
+    USAGE = 2
+    HOST = 3
+    MODEL_FAILED = 4
+    NOTHING_TO_CHECK = 5
+    INTEGRITY = 6
+    INTERNAL = 70
+    INTERRUPTED = 130
+
+
+class WasiExportError(Exception):
+    """Base of all errors raised on purpose."""
+
+    exit_code = ExitCode.INTERNAL
+
+
+class CheckFailedError(WasiExportError):
+    """A check ran and its result is not good enough."""
+
+    exit_code = ExitCode.CHECK_FAILED
+
+
+class ParityError(CheckFailedError):
+    """Two computations of the same model differ by more than the tolerance."""
+
+
+class UsageError(WasiExportError):
+    """The command or the configuration asks for something that cannot be."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ConfigError(UsageError):
+    """A configuration file or option is wrong."""
+
+
+class RankError(UsageError):
+    """A rank, a fraction or an explained energy is out of range."""
+
+
+class DataError(UsageError):
+    """A data set or an image cannot be read."""
+
+
+class UnsupportedModelError(UsageError):
+    """The model has nothing to factor, or cannot be exported."""
+
+
+class ArtifactExistsError(UsageError):
+    """An output exists already and `--force` was not given."""
+
+
+class HostError(WasiExportError):
+    """This machine cannot run what was asked."""
+
+    exit_code = ExitCode.HOST
+
+
+class MissingExtraError(HostError, ImportError):
+    """An optional dependency is not installed."""
+
+
+class ModelFailedError(WasiExportError):
+    """The model failed while it was loaded or run."""
+
+    exit_code = ExitCode.MODEL_FAILED
+
+
+class NothingToCheckError(WasiExportError):
+    """There is nothing to check; nothing checked is never a pass."""
+
+    exit_code = ExitCode.NOTHING_TO_CHECK
+
+
+class IntegrityError(WasiExportError):
+    """A file is missing, changed, or not described by the manifest."""
+
+    exit_code = ExitCode.INTEGRITY

@@ -1,0 +1,135 @@
+"""Which rank a Linear layer gets, and the plan that records it. Pure numpy.
+
+A pair `left (O×K) · right (K×I)` has K(O+I) parameters against O·I, so it pays only below the break-even
+rank K* = O·I/(O+I). Ranks are rounded down to a multiple of 16, or of 8 above 128: the column blocks of
+the runtime's matrix kernels are 16 wide, and a rank just past a block costs up to 13 % (docs/inference.md).
+"""
+
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+
+from wasi_export.config import ActivationMode, FactorMethod, Frozen, SubspaceConfig
+from wasi_export.errors import IntegrityError, RankError
+
+RANK_FLOOR = 32  # below it a pair reaches under two thirds of its ideal speed (docs/inference.md)
+
+
+class ActivationRanks(Frozen):
+    """Ranks of the Tucker form in which an input (B, N, I) is kept; None: a mode kept whole."""
+
+    feature: int | None = None
+    token: int | None = None
+
+
+class LayerPlan(Frozen):
+    """What is decided for one Linear layer, and why."""
+
+    name: str
+    in_features: int = Field(ge=1)
+    out_features: int = Field(ge=1)
+    rank: int | None = Field(description="rank of the pair; None: the layer stays dense")
+    method: FactorMethod | None = Field(description="how it was factored; None: it was not")
+    energy: float | None = Field(
+        description="explained energy of the output (whitened) or the weight (plain)"
+    )
+    activation: ActivationRanks = ActivationRanks()
+    reason: str = Field(description="why this rank, or why the layer stays dense; notes of a fallback")
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the weight, without the bias."""
+        O, I = self.out_features, self.in_features
+        return O * I if self.rank is None else self.rank * (O + I)
+
+
+class Plan(Frozen):
+    """The decisions for all targeted layers, in model order."""
+
+    activation_mode: ActivationMode
+    layers: tuple[LayerPlan, ...]
+
+    @property
+    def factored(self) -> tuple[LayerPlan, ...]:
+        """The layers that become a pair of factors."""
+        return tuple(layer for layer in self.layers if layer.rank is not None)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Returns the plan in a JSON file.
+
+        Raises:
+            IntegrityError: the file is missing or is not a plan.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise IntegrityError(f"{path} is not a plan: {error}") from error
+
+
+def break_even_rank(out_features: int, in_features: int) -> float:
+    """Returns K* = O·I/(O+I), at which the pair has as many parameters as the dense layer."""
+    return out_features * in_features / (out_features + in_features)
+
+
+def round_rank(rank: float) -> int:
+    """Returns the rank rounded down to a multiple of 16, or of 8 above 128; at least 32."""
+    step = 8 if rank > 128 else 16
+    return max(RANK_FLOOR, int(rank) // step * step)
+
+
+def explained_energy(singular_values: NDArray[np.float64], rank: int) -> float:
+    """Returns the share of the squared singular values (descending, shape [n]) in the first `rank`."""
+    energy = singular_values**2
+    total = float(energy.sum())
+    return float(energy[:rank].sum()) / total if total > 0 else 1.0
+
+
+def energy_rank(singular_values: NDArray[np.float64], epsilon: float) -> int:
+    """Returns the smallest rank whose explained energy is at least `epsilon`; never more than their number.
+
+    Source: arXiv 2510.09160, eq. 5-7.
+    """
+    energy = np.cumsum(singular_values**2)
+    if energy[-1] <= 0:
+        return 1
+    return min(int(np.searchsorted(energy, epsilon * energy[-1], side="left")) + 1, len(energy))
+
+
+def choose_rank(
+    singular_values: NDArray[np.float64],
+    out_features: int,
+    in_features: int,
+    config: SubspaceConfig,
+) -> tuple[int | None, str]:
+    """Returns the rank of a layer, or None where it stays dense, and the reason.
+
+    Without `epsilon`, `fraction` or `rank` in the config the fraction is 0.4. An explicit rank is taken
+    as it is; the others are rounded by `round_rank`.
+
+    Raises:
+        RankError: an explicit rank is above what the layer has.
+    """
+    break_even = break_even_rank(out_features, in_features)
+    if config.rank is not None:
+        full = min(out_features, in_features)
+        if config.rank > full:
+            raise RankError(
+                f"rank {config.rank} is above {full}, the full rank of {out_features}×{in_features}: "
+                f"choose at most {int(break_even)}"
+            )
+        rank, reason = config.rank, "rank as given"
+    elif config.epsilon is not None:
+        exact = energy_rank(singular_values, config.epsilon)
+        # Rounded up: rounding down would keep less energy than was asked for.
+        step = 8 if exact > 128 else 16
+        rank, reason = -(-exact // step) * step, f"rank {exact} keeps epsilon {config.epsilon:g}"
+    else:
+        fraction = 0.4 if config.fraction is None else config.fraction
+        rank, reason = round_rank(fraction * break_even), f"fraction {fraction:g}"
+    if rank >= break_even:
+        return None, f"dense: rank {rank} is not below break-even {break_even:.0f} ({reason})"
+    return rank, reason

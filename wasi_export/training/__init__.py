@@ -1,0 +1,1 @@
+"""Training with timm models, data and optimisers. The only importer of timm."""
