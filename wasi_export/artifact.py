@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, and the bundle that goes to the board.
 
     bundle/ manifest.json      sha256 and size of every other file, and all a reader needs to know
+            manifest.sha256    of manifest.json, as `sha256sum` writes and checks it
             model.onnx         inference graph, factors explicit, dynamic batch
             golden/golden.safetensors   inputs, reference outputs, labels: a board checks itself with them
             config.toml plan.json
@@ -23,12 +24,15 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from wasi_export.config import Frozen, TrainMethod
-from wasi_export.errors import ArtifactExistsError, IntegrityError
+from wasi_export.errors import ArtifactExistsError, IntegrityError, UsageError
 from wasi_export.ranks import LayerPlan
 
 MANIFEST = "manifest.json"
+MANIFEST_DIGEST = "manifest.sha256"
 MODEL = "model.onnx"
 GOLDEN = "golden/golden.safetensors"
+
+_REPAIR = "export it again or copy it again"
 
 
 class FileEntry(Frozen):
@@ -111,16 +115,13 @@ class Bundle:
         """
         if not path.is_dir():
             raise IntegrityError(f"no bundle at {path}: give the folder that `wasi-export export` wrote")
+        manifest = _read_manifest(path)
         try:
-            manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
-        except FileNotFoundError:
-            raise IntegrityError(f"{path} has no {MANIFEST}: it is not a bundle") from None
-        except (OSError, ValidationError) as error:
-            first = str(error).splitlines()
-            raise IntegrityError(f"{path / MANIFEST} is not a manifest: {' '.join(first[:3])}") from None
-        problems = _differences(path, manifest.files)
+            problems = _differences(path, manifest.files)
+        except OSError as error:
+            raise IntegrityError(f"bundle {path} cannot be read: {error}") from error
         if problems:
-            raise IntegrityError(f"bundle {path}: {'; '.join(problems)}: export it again or copy it again")
+            raise IntegrityError(f"bundle {path}: {'; '.join(problems)}: {_REPAIR}")
         return cls(path, manifest)
 
     def golden(self) -> Golden:
@@ -140,22 +141,47 @@ class Bundle:
 
 
 def write_bundle_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes manifest.json beside the finished files of a bundle, with their hashes filled in."""
+    """Writes manifest.json and its own hash beside the finished files of a bundle, their hashes filled in."""
     files = {
         name: FileEntry(sha256=file_sha256(folder / name), size_bytes=(folder / name).stat().st_size)
-        for name in sorted(_files_in(folder) - {MANIFEST})
+        for name in sorted(_described_files(folder))
     }
-    text = manifest.model_copy(update={"files": files}).model_dump_json(indent=2)
-    write_bytes(folder / MANIFEST, text.encode())
+    data = manifest.model_copy(update={"files": files}).model_dump_json(indent=2).encode()
+    write_bytes(folder / MANIFEST, data)
+    write_bytes(folder / MANIFEST_DIGEST, _digest_line(data))
 
 
-def _files_in(folder: Path) -> set[str]:
-    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
+def _digest_line(manifest: bytes) -> bytes:
+    """Returns the line that `sha256sum manifest.json` prints."""
+    return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    """Returns the manifest of a bundle once its own hash is right."""
+    for name in (MANIFEST, MANIFEST_DIGEST):
+        if not (folder / name).exists():
+            raise IntegrityError(f"{folder} has no {name}: it is not a whole bundle, {_REPAIR}")
+        if (folder / name).is_symlink() or not (folder / name).is_file():
+            raise IntegrityError(f"{folder / name} is a link or not a plain file: {_REPAIR}")
+    try:
+        data = (folder / MANIFEST).read_bytes()
+        if (folder / MANIFEST_DIGEST).read_bytes() != _digest_line(data):
+            raise IntegrityError(f"{folder / MANIFEST} is not what {MANIFEST_DIGEST} says: {_REPAIR}")
+        return Manifest.model_validate_json(data)
+    except (OSError, ValidationError) as error:
+        first = " ".join(str(error).splitlines()[:3])
+        raise IntegrityError(f"{folder / MANIFEST} is not a manifest: {first}") from None
+
+
+def _described_files(folder: Path) -> set[str]:
+    """Returns all that the manifest must list: every file and link below the folder but its own two."""
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
+    return found - {MANIFEST, MANIFEST_DIGEST}
 
 
 def _differences(folder: Path, expected: Mapping[str, FileEntry]) -> list[str]:
     """Returns a line for every file that is missing, linked, changed or unknown."""
-    present = _files_in(folder) - {MANIFEST}
+    present = _described_files(folder)
     problems = [f"{name} is missing" for name in sorted(expected.keys() - present)]
     problems += [f"{name} is not in the manifest" for name in sorted(present - expected.keys())]
     if MODEL not in expected:
@@ -201,21 +227,36 @@ def write_bytes(path: Path, data: bytes) -> None:
 def staged_folder(destination: Path, *, force: bool = False) -> Iterator[Path]:
     """Gives an empty folder beside the destination, renamed to it at the end; removed on any error.
 
+    What was there before stays until the new folder is whole.
+
     Raises:
         ArtifactExistsError: the destination exists and is not empty, and `force` is not set.
+        UsageError: the destination is the current folder or one above it, or cannot be written.
     """
+    if destination.resolve() in (here := Path.cwd(), *here.parents):
+        raise UsageError(
+            f"{destination} holds the current folder, which cannot be replaced: name a new folder"
+        )
     if destination.exists() and not force and (destination.is_file() or any(destination.iterdir())):
         raise ArtifactExistsError(f"{destination} exists: choose another name or give --force")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}."))
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}."))
+    except OSError as error:
+        raise UsageError(f"cannot write {destination}: {error}: choose another place") from error
+    old = staging.with_name(f"{staging.name}.old")
     staging.chmod(0o755)
     try:
         yield staging
-        if destination.is_dir():
-            shutil.rmtree(destination)
-        else:
-            destination.unlink(missing_ok=True)
+        if destination.exists():
+            destination.rename(old)
         staging.replace(destination)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
+        if old.exists() and not destination.exists():
+            old.rename(destination)
         raise
+    if old.is_dir():
+        shutil.rmtree(old)
+    else:
+        old.unlink(missing_ok=True)

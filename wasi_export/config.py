@@ -6,13 +6,14 @@ demo (`demo.toml`) is an example that runs.
 
 import difflib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from wasi_export._extras import require
 from wasi_export.errors import ConfigError
 
 FactorMethod = Literal["whitened", "plain"]
@@ -88,9 +89,10 @@ class TrainConfig(Frozen):
 
     epochs: int = Field(3, ge=0, description="0 keeps the initial weights")
     opt: str = Field("adamw", description="timm optimizer name")
-    lr: float = Field(1e-4, gt=0, description="learning rate of all but the head")
-    head_lr: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="learning rate of the head; None: lr"
+    lr: float = Field(1e-4, gt=0, description="learning rate")
+    head_lr: Annotated[float, Field(gt=0)] | None = Field(None, description="of the head; None: lr")
+    factor_lr: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="of the factors `left` and `right`; None: lr"
     )
     weight_decay: float = Field(0.05, ge=0)
     sched: str = Field("cosine", description="timm scheduler name, stepped every batch")
@@ -131,13 +133,14 @@ class Thresholds(Frozen):
     max_size_mb: Annotated[float, Field(gt=0)] | None = Field(None, description="model.onnx, in 10^6 bytes")
 
     @classmethod
-    def from_toml(cls, path: Path) -> Self:
-        """Returns the thresholds in a TOML file.
+    def from_toml(cls, path: Path | None, overrides: Mapping[str, float] | None = None) -> Self:
+        """Returns the thresholds in a TOML file, or the defaults, with overrides on top.
 
         Raises:
             ConfigError: the file cannot be read, or a key or a value is wrong.
         """
-        return _validated(cls, _read_toml(path), origin=str(path))
+        values = (_read_toml(path) if path else {}) | dict(overrides or {})
+        return _validated(cls, values, origin=str(path or "thresholds"))
 
 
 class Config(Frozen):
@@ -177,6 +180,11 @@ class Config(Frozen):
         for override in overrides:
             _apply_override(merged, override)
         return _validated(cls, merged, origin=origin)
+
+    def to_toml(self) -> str:
+        """Returns the configuration as TOML, every key with its value; keys that are None are left out."""
+        dumps: Callable[[Mapping[str, Any]], str] = require("tomli_w", extra="train").dumps
+        return dumps(self.model_dump(mode="json", exclude_none=True))
 
 
 M = TypeVar("M", bound=Frozen)

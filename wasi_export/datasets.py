@@ -4,11 +4,12 @@ A source is `digits` (inside scikit-learn), `fashion-mnist` (the four IDX files,
 `dataset-fashion-mnist` installs them), or a folder:
 
     folder/<class>/*.jpg                 all images; the validation part is held out by seed
-    folder/train/<class>/*.jpg           already split; `val`, `validation` or `test` beside it
+    folder/train/<class>/*.jpg           already split; `val`, `validation` or `test` beside it, or held out
 """
 
 import gzip
 import hashlib
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wasi_export._extras import require
+from wasi_export.config import DataConfig
 from wasi_export.errors import DataError, NothingToCheckError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
@@ -81,7 +83,22 @@ def load_splits(
     if (folder / "train").is_dir() and validation:
         train = image_folder(folder / "train")
         return train, image_folder(validation, classes=train.classes)
-    return _split(image_folder(folder), val_fraction, seed)
+    whole = folder / "train" if _class_folders(folder) == ("train",) else folder
+    return _split(image_folder(whole), val_fraction, seed)
+
+
+def load_data(config: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """Returns the training and the validation images of a configuration.
+
+    The split and the choice of `train_images` and `val_images` do not depend on the seed of the run: runs
+    with different seeds are compared on the same images, and none is judged on what another was trained on.
+
+    Raises:
+        DataError: the source is unknown or cannot be read.
+        NothingToCheckError: a folder holds no images.
+    """
+    train, val = load_splits(config.source, root=config.root, val_fraction=config.val_fraction)
+    return train.sample(config.train_images, seed=0), val.sample(config.val_images, seed=0)
 
 
 def load_labelled(source: str, classes: Sequence[str], *, root: Path | None = None) -> ImageSet:
@@ -101,6 +118,26 @@ def load_labelled(source: str, classes: Sequence[str], *, root: Path | None = No
     return image_folder(validation, classes=tuple(classes))
 
 
+def load_calibration(source: str, *, root: Path | None = None) -> ImageSet:
+    """Returns images to calibrate on: the training images of a named source, or all images below a folder.
+
+    The images of a folder have no classes, and labels of -1.
+
+    Raises:
+        DataError: the source is unknown or cannot be read.
+        NothingToCheckError: a folder holds no images.
+    """
+    folder = Path(source)
+    if source in {"digits", "fashion-mnist"} or not folder.is_dir():
+        return load_splits(source, root=root)[0]
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not files:
+        raise NothingToCheckError(f"no images in {folder}: calibration needs some, .jpg or .png")
+    names = "".join(f"{path.relative_to(folder)}\0{path.stat().st_size}\n" for path in files)
+    digest = hashlib.sha256(names.encode()).hexdigest()[:16]
+    return ImageSet((), np.full(len(files), -1, np.int64), lambda i: read_image(files[i]), digest)
+
+
 def image_folder(folder: Path, *, classes: tuple[str, ...] | None = None) -> ImageSet:
     """Returns the images below the class folders of a folder, sorted by path.
 
@@ -108,7 +145,7 @@ def image_folder(folder: Path, *, classes: tuple[str, ...] | None = None) -> Ima
         DataError: there are class folders that `classes` does not know.
         NothingToCheckError: there are no images.
     """
-    found = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    found = _class_folders(folder)
     names = classes or found
     if unknown := sorted(set(found) - set(names)):
         raise DataError(
@@ -128,6 +165,10 @@ def image_folder(folder: Path, *, classes: tuple[str, ...] | None = None) -> Ima
         digest.update(f"{path.relative_to(folder)}\0{label}\0{path.stat().st_size}\n".encode())
     labels = np.array([label for _, label in files], np.int64)
     return ImageSet(names, labels, lambda i: read_image(files[i][0]), digest.hexdigest()[:16])
+
+
+def _class_folders(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
 
 
 def read_image(path: Path) -> Image.Image:
@@ -163,6 +204,8 @@ def _fashion_mnist(folder: Path, split: str) -> ImageSet:
     labels = _read_idx(folder / f"{split}-labels-idx1-ubyte.gz")
     if pixels.ndim != 3 or labels.shape != pixels.shape[:1]:
         raise DataError(f"{folder}: images {pixels.shape} and labels {labels.shape} do not fit together")
+    if labels.size and labels.max() >= len(FASHION_MNIST_CLASSES):
+        raise DataError(f"{folder}: label {labels.max()} is not one of the 10 classes of fashion-mnist")
     return _from_arrays(FASHION_MNIST_CLASSES, pixels, labels.astype(np.int64))
 
 
@@ -175,7 +218,7 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
         raise DataError(
             f"no {path}: install Debian's dataset-fashion-mnist, or set data.root to the folder of IDX files"
         ) from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}") from error
     dims = data[3] if data[:3] == b"\0\0\x08" else 0
     shape = tuple(np.frombuffer(data, ">u4", count=dims, offset=4)) if len(data) >= 4 + 4 * dims else ()

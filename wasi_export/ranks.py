@@ -1,8 +1,8 @@
 """Which rank a Linear layer gets, and the plan that records it. Pure numpy.
 
 A pair `left (O×K) · right (K×I)` has K(O+I) parameters against O·I, so it pays only below the break-even
-rank K* = O·I/(O+I). Ranks are rounded down to a multiple of 16, or of 8 above 128: the column blocks of
-the runtime's matrix kernels are 16 wide, and a rank just past a block costs up to 13 % (docs/inference.md).
+rank K* = O·I/(O+I). Ranks are rounded to a multiple of 8: the runtime's matrix kernels compute columns in blocks
+of 16, the last of them also of 8, and a rank just past a block costs up to 13 % (docs/inference.md).
 """
 
 from pathlib import Path
@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from wasi_export.config import ActivationMode, FactorMethod, Frozen, SubspaceConfig
 from wasi_export.errors import IntegrityError, RankError
 
+RANK_STEP = 8
 RANK_FLOOR = 32  # below it a pair reaches under two thirds of its ideal speed (docs/inference.md)
 
 
@@ -23,6 +24,7 @@ class ActivationRanks(Frozen):
 
     feature: int | None = None
     token: int | None = None
+    token_count: int | None = Field(None, description="N that the token rank was chosen for")
 
 
 class LayerPlan(Frozen):
@@ -76,9 +78,8 @@ def break_even_rank(out_features: int, in_features: int) -> float:
 
 
 def round_rank(rank: float) -> int:
-    """Returns the rank rounded down to a multiple of 16, or of 8 above 128; at least 32."""
-    step = 8 if rank > 128 else 16
-    return max(RANK_FLOOR, int(rank) // step * step)
+    """Returns the rank rounded down to a multiple of 8; at least 32."""
+    return max(RANK_FLOOR, int(rank) // RANK_STEP * RANK_STEP)
 
 
 def explained_energy(singular_values: NDArray[np.float64], rank: int) -> float:
@@ -125,11 +126,13 @@ def choose_rank(
     elif config.epsilon is not None:
         exact = energy_rank(singular_values, config.epsilon)
         # Rounded up: rounding down would keep less energy than was asked for.
-        step = 8 if exact > 128 else 16
-        rank, reason = -(-exact // step) * step, f"rank {exact} keeps epsilon {config.epsilon:g}"
+        rank, reason = -(-exact // RANK_STEP) * RANK_STEP, f"rank {exact} keeps epsilon {config.epsilon:g}"
     else:
         fraction = 0.4 if config.fraction is None else config.fraction
-        rank, reason = round_rank(fraction * break_even), f"fraction {fraction:g}"
+        wanted = fraction * break_even
+        rank, reason = round_rank(wanted), f"fraction {fraction:g}"
+        if rank > wanted:
+            reason += f", raised to the floor of {RANK_FLOOR}"
     if rank >= break_even:
         return None, f"dense: rank {rank} is not below break-even {break_even:.0f} ({reason})"
     return rank, reason

@@ -1,4 +1,64 @@
-"""Commands."""
+"""The command line: one module a command, each of which imports what it needs when it is called."""
+
+from typing import Annotated
+
+import typer
+
+from wasi_export import __version__
+from wasi_export.cli import bench, export, inspect, plan, run, train, validate
+
+# \b keeps the lines apart.
+EXIT_CODES = """\b
+Exit codes:
+    0  passed
+    1  checked and not good enough
+    2  usage, configuration or data
+    3  this machine cannot run it
+    4  the model failed
+    5  nothing to check
+    6  a file is not what its manifest says
+   70  a bug
+  130  interrupted"""
+
+app = typer.Typer(
+    name="wasi-export",
+    help="From a timm vision transformer and labelled images to a validated low-rank ONNX model.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich panels would take half of the time that --help has
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
-def main() -> None: ...
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"wasi-export {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+for _command in (
+    run.run,
+    plan.plan,
+    train.train,
+    export.export,
+    validate.validate,
+    bench.bench,
+    inspect.inspect,
+):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Runs the command line."""
+    app(prog_name="wasi-export")

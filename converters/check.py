@@ -1,0 +1,146 @@
+"""Is an ONNX file what was promised: factors explicit and by name, no product of them, standard operators?"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from wasi_export.errors import CheckFailedError
+from wasi_export.ranks import LayerPlan, Plan
+
+# The first onnxruntime that loads a model of this opset, and of this IR version: found by loading a model of
+# one node in 1.17 to 1.25. The table of the project: https://onnxruntime.ai/docs/reference/compatibility.html
+_FIRST_BY_OPSET = {20: (1, 17), 21: (1, 18), 22: (1, 21), 23: (1, 23), 25: (1, 24)}
+_FIRST_BY_IR_VERSION = {9: (1, 17), 10: (1, 18), 11: (1, 23), 13: (1, 24)}
+
+# A folded product differs from left·right by the rounding of one matrix product in fp32, at most some 1e-6 of
+# its norm; another matrix of that shape differs by as much as its norm.
+_SAME = 1e-3
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What a reader of the file needs: versions, and what it is made of."""
+
+    opset: int
+    ir_version: int
+    min_onnxruntime: str
+    nodes: Mapping[str, int]
+    """Nodes of the graph by operator, most frequent first."""
+
+
+def graph_facts(model: onnx.ModelProto) -> GraphFacts:
+    """Returns versions and node counts of a model of standard operators."""
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    first = max(_first(_FIRST_BY_OPSET, opset), _first(_FIRST_BY_IR_VERSION, model.ir_version))
+    counts = Counter(node.op_type for node in model.graph.node)
+    return GraphFacts(opset, model.ir_version, ".".join(map(str, first)), dict(counts.most_common()))
+
+
+def check_factors(model: onnx.ModelProto, plan: Plan) -> None:
+    """Does nothing where the model is valid ONNX and holds the plan's layers as explicit factors.
+
+    That is: `<layer>.left` [O, K] and `<layer>.right` [K, I] are initializers, in torch's layout, each the
+    weight of a Gemm and nothing else; no initializer is their product, nor an unnamed one of its shape; the
+    operators are ONNX's own; all data is in the one file.
+
+    Raises:
+        CheckFailedError: something is not so; the message has everything that was found.
+    """
+    problems = [*_validity(model), *_portability(model)]
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    dense = {f"{layer.name}.weight" for layer in plan.layers if layer.rank is None}
+    for layer in plan.factored:
+        problems += [*_factor_problems(model, tensors, layer), *_product_problems(tensors, layer, dense)]
+    if problems:
+        raise CheckFailedError(f"the exported model is not as planned: {'; '.join(problems)}")
+
+
+def _validity(model: onnx.ModelProto) -> Iterator[str]:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        yield f"it is not valid ONNX ({str(error).splitlines()[0]})"
+
+
+def _portability(model: onnx.ModelProto) -> Iterator[str]:
+    foreign = {entry.domain for entry in model.opset_import} | {node.domain for node in model.graph.node}
+    if foreign := foreign - {"", "ai.onnx"}:
+        yield f"it needs operators outside the standard ({', '.join(sorted(foreign))})"
+    if model.functions:
+        yield f"it has {len(model.functions)} functions, which not every runtime takes"
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            yield f"{tensor.name} is in another file"
+
+
+def _factor_problems(
+    model: onnx.ModelProto, tensors: Mapping[str, onnx.TensorProto], layer: LayerPlan
+) -> Iterator[str]:
+    shapes = {
+        f"{layer.name}.left": [layer.out_features, layer.rank],
+        f"{layer.name}.right": [layer.rank, layer.in_features],
+    }
+    inputs = {value.name for value in model.graph.input}
+    for name, shape in shapes.items():
+        if name not in tensors:
+            yield f"there is no initializer {name}"
+            continue
+        if list(tensors[name].dims) != shape:
+            yield f"{name} has shape {list(tensors[name].dims)}, the plan says {shape}"
+        if name in inputs:
+            yield f"{name} is an input of the graph too, so a runtime cannot pack it"
+        uses = [node for node in model.graph.node if name in node.input]
+        if len(uses) != 1:
+            yield f"{name} is used {len(uses)} times, expected once"
+        yield from (
+            f"{name} is not the weight of a Gemm but an input of {u.op_type}"
+            for u in uses
+            if not _is_weight(u, name)
+        )
+
+
+def _is_weight(node: onnx.NodeProto, name: str) -> bool:
+    transposed = any(attribute.name == "transB" and attribute.i == 1 for attribute in node.attribute)
+    return node.op_type == "Gemm" and list(node.input).index(name) == 1 and transposed
+
+
+def _product_problems(
+    tensors: Mapping[str, onnx.TensorProto], layer: LayerPlan, dense: set[str]
+) -> Iterator[str]:
+    """Yields a line for every initializer that is the dense weight of a factored layer, or may be."""
+    shape = [layer.out_features, layer.in_features]
+    factors = [_array(tensors.get(f"{layer.name}.{side}")) for side in ("left", "right")]
+    for name, tensor in tensors.items():
+        if list(tensor.dims) not in (shape, shape[::-1]):
+            continue
+        if _is_product(_array(tensor), *factors):
+            yield f"{name} is the product of the factors of {layer.name}"
+        elif name == f"{layer.name}.weight" or not (name in dense or name.endswith(".weight")):
+            yield f"{name} has the dense shape {list(tensor.dims)} of {layer.name}, which is factored"
+
+
+def _array(tensor: onnx.TensorProto | None) -> NDArray[np.float32] | None:
+    if tensor is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return None
+    return numpy_helper.to_array(tensor)
+
+
+def _is_product(
+    value: NDArray[np.float32] | None, left: NDArray[np.float32] | None, right: NDArray[np.float32] | None
+) -> bool:
+    """Returns whether the value is left·right or its transpose."""
+    if value is None or left is None or right is None or left.shape[-1] != right.shape[0]:
+        return False
+    product = left @ right
+    candidates = (candidate for candidate in (value, value.T) if candidate.shape == product.shape)
+    return any(np.linalg.norm(c - product) <= _SAME * np.linalg.norm(product) for c in candidates)
+
+
+def _first(table: Mapping[int, tuple[int, int]], version: int) -> tuple[int, int]:
+    """Returns the entry of the lowest key that is at least the version; the last one for what is newer."""
+    return next((first for known, first in table.items() if version <= known), max(table.values()))

@@ -1,0 +1,1 @@
+"""Graph passes, one a file: exact rewrites of an `onnx_ir.Model`, in place."""

@@ -1,0 +1,148 @@
+import json
+import os
+import pty
+import resource
+import subprocess
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import wasi_export
+from wasi_export.cli import app
+from wasi_export.cli._console import JsonFlag, exit_codes, print_json, print_table, track
+from wasi_export.errors import DataError, ExitCode, IntegrityError
+
+FAILURES = {
+    "data": DataError("3 lines\n  become one"),
+    "integrity": IntegrityError("changed"),
+    "interrupt": KeyboardInterrupt(),
+    "bug": ZeroDivisionError("oops"),
+    "exit": typer.Exit(1),
+}
+
+command = typer.Typer()
+
+
+@command.command()
+@exit_codes
+def fail(kind: str, as_json: JsonFlag = False) -> None:
+    raise FAILURES[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "line"),
+    [
+        ("data", ExitCode.USAGE, "error: 3 lines become one"),
+        ("integrity", ExitCode.INTEGRITY, "error: changed"),
+        ("interrupt", ExitCode.INTERRUPTED, "error: interrupted"),
+    ],
+)
+def test_an_error_is_one_line_and_its_exit_code(kind, code, line):
+    result = CliRunner().invoke(command, [kind])
+    assert result.exit_code == code
+    assert result.stderr == line + "\n"
+    assert result.stdout == ""
+
+
+def test_with_json_the_error_is_an_object_as_well():
+    result = CliRunner().invoke(command, ["data", "--json"])
+    assert result.stderr == "error: 3 lines become one\n"
+    assert json.loads(result.stdout) == {
+        "error": {"type": "DataError", "message": "3 lines become one", "exit_code": 2}
+    }
+
+
+def test_a_bug_shows_its_traceback_and_exits_70():
+    result = CliRunner().invoke(command, ["bug"])
+    assert result.exit_code == ExitCode.INTERNAL
+    assert result.stderr.startswith("Traceback")
+    assert result.stderr.endswith("error: a bug in wasi-export, please report it: ZeroDivisionError: oops\n")
+
+
+def test_an_exit_code_of_a_command_is_kept():
+    result = CliRunner().invoke(command, ["exit"])
+    assert (result.exit_code, result.output) == (1, "")
+
+
+def test_a_command_without_the_json_flag_is_our_bug():
+    with pytest.raises(AssertionError, match="as_json"):
+        exit_codes(lambda path: None)
+
+
+def test_the_help_lists_every_command_and_exit_code():
+    result = CliRunner().invoke(app, ["--help"])
+    assert result.exit_code == 0
+    first_words = [line.split()[0] for line in result.stdout.splitlines() if line.strip()]
+    for name in ("run", "plan", "train", "export", "validate", "bench", "inspect"):
+        assert name in first_words
+    listed = [int(word) for word in first_words if word.isdigit()]
+    assert listed == [int(code) for code in ExitCode]
+
+
+def test_the_version_is_that_of_the_package():
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"wasi-export {wasi_export.__version__}\n"
+
+
+def test_an_unknown_option_is_a_usage_error():
+    result = CliRunner().invoke(app, ["inspect", "--colour", "red"])
+    assert result.exit_code == ExitCode.USAGE
+    assert "--colour" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["numpy", "onnxruntime", "pydantic", "torch", "PIL"])
+def test_the_help_imports_nothing_heavy(name):
+    code = f"import sys; sys.modules[{name!r}] = None; from wasi_export.cli import app; app(['--help'])"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_help_takes_less_than_300_ms():
+    command = [sys.executable, "-m", "wasi_export", "--help"]
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 0.3  # CPU time of one thread: the wall clock of a machine that is not busy
+
+
+def test_away_from_a_terminal_progress_is_silent(capsys):
+    assert list(track([1, 2], "loading", 2)) == [1, 2]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_on_a_terminal_progress_is_shown_on_stderr_even_nested():
+    code = (
+        "from wasi_export.cli._console import track\n"
+        "print([i + j for i in track([10, 20], 'outer', 2) for j in track([1, 2], 'inner', 2)])"
+    )
+    reader, terminal = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=terminal, check=True, env=environment
+        )
+        shown = os.read(reader, 100_000).decode()
+    finally:
+        os.close(reader)
+        os.close(terminal)
+    assert done.stdout == b"[11, 12, 21, 22]\n"
+    assert "outer" in shown
+    assert "inner" in shown
+
+
+def test_a_table_away_from_a_terminal_is_never_cut(capsys):
+    print_table("wide", ("name", "value"), [("[bold]" * 60, "1"), ("short", "22")])
+    lines = capsys.readouterr().out.splitlines()
+    assert any("[bold]" * 60 in line for line in lines)
+    assert any(line.split() == ["short", "22"] for line in lines)
+
+
+def test_json_on_stdout_is_strict(capsys):
+    print_json({"error": float("inf"), "classes": ("é",)})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "error": None,
+        "classes": ["é"],
+    }

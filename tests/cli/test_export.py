@@ -1,0 +1,229 @@
+"""The export command on a real run and on plain checkpoints: what it writes, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner, Result
+
+from wasi_export.artifact import Bundle
+from wasi_export.cli import app
+from wasi_export.config import Config
+from wasi_export.datasets import load_data
+from wasi_export.runtimes.parity import measure_parity
+from wasi_export.runtimes.preprocess import Preprocess
+from wasi_export.training.stage import train_run
+
+KWARGS = {"patch_size": 4, "embed_dim": 96, "depth": 1, "num_heads": 3}
+CONFIG = {
+    "name": "tiny",
+    "model": {"name": "vit_tiny_patch16_224", "img_size": 16, "kwargs": KWARGS},
+    "data": {"source": "digits", "train_images": 64, "val_images": 20},
+    "subspace": {"fraction": 0.6, "calibration_images": 16},
+    "train": {"dense": {"epochs": 0}, "subspace": {"epochs": 0}},
+    "export": {"golden_images": 5},
+}
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["export", *map(str, arguments)])
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished subspace run, to be read only."""
+    folder = tmp_path_factory.mktemp("runs") / "subspace"
+    train_run(Config.from_mapping(CONFIG), "subspace", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a `test_vit` with a head of seven classes."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=7)
+    torch.nn.init.normal_(model.head.weight, std=0.1)
+    path = tmp_path_factory.mktemp("weights") / "test_vit.safetensors"
+    save_file(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of twelve images without classes."""
+    folder = tmp_path_factory.mktemp("calibration")
+    rng = np.random.default_rng(0)
+    for index in range(12):
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(folder / f"{index:02}.png")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_becomes_a_bundle_that_checks_itself(run_dir: Path, tmp_path: Path) -> None:
+    result = call(run_dir, "-o", tmp_path / "bundle")
+    assert result.exit_code == 0, result.output
+    bundle = Bundle.open(tmp_path / "bundle")
+    manifest = bundle.manifest
+    assert (manifest.name, manifest.model.method, manifest.classes) == (
+        "tiny",
+        "subspace",
+        tuple("0123456789"),
+    )
+    assert any(layer.rank is not None for layer in manifest.model.layers)
+    assert (manifest.opset, manifest.min_onnxruntime) == (23, "1.23")
+    assert {"val_accuracy", "val_loss"} <= manifest.metrics.keys()
+    assert set(files_in(bundle.path)) == {
+        "manifest.json", "manifest.sha256", "model.onnx", "golden/golden.safetensors",
+        "config.toml", "plan.json",
+    }  # fmt: skip
+    errors = [parity.max_error for parity in measure_parity(bundle.model_path, bundle.golden())]
+    assert max(errors) <= manifest.parity_error <= 1e-5
+    assert len(errors) == 6
+
+
+@pytest.mark.slow
+def test_the_golden_images_are_preprocessed_validation_images(run_dir: Path, tmp_path: Path) -> None:
+    call(run_dir, "-o", tmp_path / "bundle")
+    bundle = Bundle.open(tmp_path / "bundle")
+    golden, validation = bundle.golden(), load_data(Config.from_mapping(CONFIG).data)[1]
+    assert golden.images.shape == (5, 3, 16, 16)
+    preprocess = Preprocess(bundle.manifest.input)
+    known = [(preprocess(image), label) for image, label in (validation[i] for i in range(len(validation)))]
+    for image, label in zip(golden.images, golden.labels, strict=True):
+        assert any(np.array_equal(image, other) and label == truth for other, truth in known)
+
+
+@pytest.mark.slow
+def test_the_same_run_gives_the_same_bytes(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    for name in ("one", "two"):
+        assert call(run_dir, "-o", tmp_path / name).exit_code == 0
+    assert files_in(tmp_path / "one") == files_in(tmp_path / "two")
+    assert Bundle.open(tmp_path / "one").manifest.created == "2023-11-14T22:13:20Z"
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    result = call(run_dir, "-o", tmp_path / "three")
+    assert (result.exit_code, (tmp_path / "three").exists()) == (2, False)
+    assert "SOURCE_DATE_EPOCH must be seconds since 1970, got 'yesterday'" in result.output
+
+
+@pytest.mark.slow
+def test_an_export_that_differs_from_torch_fails_and_leaves_nothing(run_dir: Path, tmp_path: Path) -> None:
+    strict = tmp_path / "strict"
+    strict.mkdir()
+    for name, content in files_in(run_dir).items():
+        (strict / name).write_bytes(content)
+    text = (strict / "config.toml").read_text()
+    config = Config.from_toml(strict / "config.toml", ["thresholds.max_parity_error=1e-12"])
+    assert config.to_toml() != text
+    (strict / "config.toml").write_text(config.to_toml())
+    result = call(strict, "-o", tmp_path / "bundle", "--json")
+    assert result.exit_code == 1
+    assert "the tolerance is 1e-12 of the output scale" in result.output
+    assert json.loads(result.stdout)["error"]["type"] == "ParityError"
+    assert [path.name for path in tmp_path.iterdir()] == ["strict"]
+
+
+@pytest.mark.slow
+def test_a_bundle_is_replaced_only_by_force(run_dir: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    assert call(run_dir, "-o", bundle).exit_code == 0
+    before = files_in(bundle)
+    result = call(run_dir, "-o", bundle, "--opset", "20")
+    assert result.exit_code == 2
+    assert "exists: choose another name or give --force" in result.output
+    assert files_in(bundle) == before
+    result = call(run_dir, "-o", bundle, "--opset", "20", "--force", "--json")
+    assert json.loads(result.stdout)["opset"] == Bundle.open(bundle).manifest.opset == 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["whitened", "plain", "dense"])
+def test_a_checkpoint_keeps_its_head_and_needs_no_training(
+    method: str, checkpoint: Path, images: Path, tmp_path: Path
+) -> None:
+    options = ("--checkpoint", checkpoint, "--calibration", images, "--method", method, "--fraction", "0.7")
+    result = call("--model", "test_vit", *options, "-o", tmp_path / "bundle")
+    assert result.exit_code == 0, result.output
+    manifest = Bundle.open(tmp_path / "bundle").manifest
+    assert manifest.classes == tuple("0123456")
+    assert manifest.model.method == ("dense" if method == "dense" else "subspace")
+    assert {layer.method for layer in manifest.model.layers if layer.rank} == {method} - {"dense"}
+
+
+PLAIN = ("--model", "test_vit", "--checkpoint", "CHECKPOINT", "--calibration", "IMAGES")
+
+REFUSED: dict[str, tuple[tuple[str, ...], int, str]] = {
+    "nothing": ((), 2, "give either the folder of a run or --model NAME"),
+    "both": (("RUN", "--model", "test_vit"), 2, "give either the folder of a run or --model NAME"),
+    "a run with options of a model": (("RUN", "--rank", "64"), 2, "--rank goes with --model"),
+    "no run there": (("MISSING",), 6, "holds no finished run"),
+    "an opset that is too old": (("RUN", "--opset", "11"), 2, "export.opset: Input should be greater than"),
+    "the same for a model": ((*PLAIN, "--opset", "11"), 2, "export.opset: Input should be greater than"),
+    "no images": (("--model", "test_vit"), 2, "--model needs --calibration DIR"),
+    "an empty folder": ((*PLAIN[:-1], "EMPTY"), 5, "no images in"),
+    "an image that is not one": ((*PLAIN[:-1], "BROKEN"), 2, "broken.png is not an image that can be read"),
+    "random weights": (("--model", "test_vit", "--calibration", "IMAGES"), 2, "test_vit has random weights"),
+    "an unknown model": (
+        ("--model", "test_vitt", *PLAIN[2:]),
+        2,
+        "no model 'test_vitt': did you mean test_vit",
+    ),
+    "another model's checkpoint": (("--model", "test_vit2", *PLAIN[2:]), 2, "does not fit the model"),
+    "rank 0": (
+        (*PLAIN, "--rank", "0"),
+        2,
+        "subspace.rank: Input should be greater than or equal to 1, got 0",
+    ),
+    "epsilon 1.7": (
+        (*PLAIN, "--epsilon", "1.7"),
+        2,
+        "subspace.epsilon: Input should be less than or equal to 1",
+    ),
+    "two measures": (
+        (*PLAIN, "--rank", "32", "--fraction", "0.4"),
+        2,
+        "give one of epsilon, fraction and rank",
+    ),
+    "nothing that pays": ((*PLAIN, "--rank", "64"), 2, "no layer of test_vit pays to factor"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arguments", "code", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_exported_is_refused_in_one_line(
+    arguments: tuple[str, ...],
+    code: int,
+    message: str,
+    run_dir: Path,
+    checkpoint: Path,
+    images: Path,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "broken.png").write_bytes(b"no image")
+    paths = {
+        "RUN": run_dir,
+        "MISSING": tmp_path / "missing",
+        "CHECKPOINT": checkpoint,
+        "IMAGES": images,
+        "EMPTY": tmp_path / "empty",
+        "BROKEN": tmp_path / "broken",
+    }
+    before = sorted(tmp_path.iterdir())
+    result = call(*(paths.get(argument, argument) for argument in arguments), "-o", tmp_path / "bundle")
+    assert (result.exit_code, sorted(tmp_path.iterdir())) == (code, before), result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line

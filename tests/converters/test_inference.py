@@ -1,0 +1,209 @@
+"""Exports of many model families, run against torch."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import timm
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from wasi_export.artifact import Golden, InputSpec
+from wasi_export.config import SubspaceConfig
+from wasi_export.converters.check import check_factors, graph_facts
+from wasi_export.converters.inference import export_inference, reference_outputs
+from wasi_export.errors import ConfigError, UnsupportedModelError
+from wasi_export.ranks import Plan
+from wasi_export.runtimes.parity import measure_parity, require_parity
+from wasi_export.subspace.inject import factorize_model, subspace_layers
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 2, "num_heads": 3, "num_classes": 5}
+SWIN = {"img_size": 56, "embed_dim": 96, "depths": (2, 2), "num_heads": (3, 6), "num_classes": 5}
+
+FAMILIES: dict[str, tuple[str, Mapping[str, Any], int]] = {
+    "vit": ("vit_tiny_patch16_224", TINY, 23),
+    "vit, decomposed attention": ("vit_tiny_patch16_224", TINY, 20),
+    "vit, decomposed attention and gelu": ("vit_tiny_patch16_224", TINY, 18),
+    "vit, newest operators": ("vit_tiny_patch16_224", TINY, 25),
+    "layer scale, as deit3": ("deit3_small_patch16_224", {**TINY, "init_values": 0.1}, 23),
+    "average pooling": ("vit_tiny_patch16_224", {**TINY, "global_pool": "avg"}, 23),
+    "registers": ("vit_tiny_patch16_224", {**TINY, "reg_tokens": 3}, 23),
+    "normalised q and k": ("vit_tiny_patch16_224", {**TINY, "qk_norm": True}, 23),
+    "distilled": ("deit_tiny_distilled_patch16_224", TINY, 23),
+    "windows, 4-D activations": ("swin_tiny_patch4_window7_224", SWIN, 23),
+    "windows at opset 18": ("swin_tiny_patch4_window7_224", SWIN, 18),
+    "relative positions": ("beit_base_patch16_224", TINY, 23),
+    "convolutions": ("resnet10t", {"num_classes": 5}, 23),
+}
+UNFACTORED = {
+    "relative positions",
+    "convolutions",
+}  # BEiT reads qkv.weight itself; a ResNet has no such layer
+
+
+def spec_for(size: int) -> InputSpec:
+    return InputSpec(height=size, width=size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+def make_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Returns a model whose parameters are all random, so that each shows in the output."""
+    torch.manual_seed(0)
+    model: nn.Module = timm.create_model(name, **arguments)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.copy_((0.5 if key.endswith("weight") else 0.0) + 0.3 * torch.rand(len(parameter)))
+            elif not parameter.any():
+                parameter.copy_(0.1 * torch.randn(parameter.shape))
+    return model
+
+
+def factor(model: nn.Module) -> Plan:
+    config = SubspaceConfig(method="plain", fraction=0.4, activation="none")
+    return factorize_model(model, [], config, total=0)
+
+
+def golden_for(model: nn.Module, spec: InputSpec) -> Golden:
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((7, spec.channels, spec.height, spec.width), np.float32)
+    return Golden(images, reference_outputs(model, images), np.zeros(7, np.int64))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_export_gives_what_torch_gives(family: str, tmp_path: Path) -> None:
+    name, arguments, opset = FAMILIES[family]
+    model = make_model(name, arguments)
+    plan = Plan(activation_mode="none", layers=()) if family in UNFACTORED else factor(model)
+    spec = spec_for(arguments.get("img_size", 64))
+    graph = export_inference(model, spec, opset=opset)
+    check_factors(graph, plan)
+    assert bool(plan.factored) == (family not in UNFACTORED)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(graph.SerializeToString())
+    require_parity(measure_parity(path, golden_for(model, spec)), 1e-5)
+
+
+@pytest.fixture(scope="module")
+def exported() -> tuple[nn.Module, onnx.ModelProto]:
+    """A factored ViT and its export, to be read only."""
+    model = make_model("vit_tiny_patch16_224", {**TINY, "reg_tokens": 3, "init_values": 0.1})
+    factor(model)
+    return model, export_inference(model, spec_for(32), opset=23)
+
+
+@pytest.mark.slow
+def test_every_parameter_is_in_the_file_by_its_name_and_as_torch_has_it(
+    exported: tuple[nn.Module, onnx.ModelProto],
+) -> None:
+    model, graph = exported
+    initializers = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+    for name, parameter in model.named_parameters():
+        np.testing.assert_array_equal(initializers[name], parameter.detach().numpy(), err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_factor_replaced_by_name_changes_the_output_as_in_torch(
+    exported: tuple[nn.Module, onnx.ModelProto], tmp_path: Path
+) -> None:
+    model, graph = exported
+    name, layer = next(iter(subspace_layers(model)))
+    updated = onnx.ModelProto()
+    updated.CopyFrom(graph)
+    tensor = next(t for t in updated.graph.initializer if t.name == f"{name}.right")
+    before = layer.right.detach().clone()
+    after = before.flip(0)
+    tensor.CopyFrom(numpy_helper.from_array(after.numpy(), tensor.name))
+    (tmp_path / "updated.onnx").write_bytes(updated.SerializeToString())
+    (tmp_path / "old.onnx").write_bytes(graph.SerializeToString())
+    with torch.no_grad():
+        layer.right.copy_(after)
+        golden = golden_for(model, spec_for(32))
+        layer.right.copy_(before)
+    require_parity(measure_parity(tmp_path / "updated.onnx", golden, batches=(2,)), 1e-5)
+    assert measure_parity(tmp_path / "old.onnx", golden, batches=(2,))[0].max_error > 1e-3
+
+
+@pytest.mark.slow
+def test_the_graph_needs_no_optimiser(exported: tuple[nn.Module, onnx.ModelProto]) -> None:
+    """One Gemm a matrix, whole operators, and no Transpose but that of the patches."""
+    model, graph = exported
+    nodes = graph_facts(graph).nodes
+    matrices = sum(2 for _ in subspace_layers(model)) + sum(type(m) is nn.Linear for m in model.modules())
+    assert nodes["Gemm"] == matrices
+    assert (nodes["Attention"], nodes["Gelu"], nodes["Transpose"]) == (2, 2, 1)
+    assert not {"MatMul", "Constant", "Identity", "Cast"} & nodes.keys()
+    used = {name for node in graph.graph.node for name in node.input}
+    assert {tensor.name for tensor in graph.graph.initializer} <= used
+
+
+@pytest.mark.slow
+def test_the_batch_is_named_and_nothing_else_is_dynamic(exported: tuple[nn.Module, onnx.ModelProto]) -> None:
+    _, graph = exported
+    for value, rest in ((graph.graph.input[0], [3, 32, 32]), (graph.graph.output[0], [5])):
+        batch, *others = value.type.tensor_type.shape.dim
+        assert batch.dim_param == "batch"
+        assert [size.dim_value for size in others] == rest
+    assert (graph.graph.input[0].name, graph.graph.output[0].name) == ("images", "logits")
+
+
+@pytest.mark.slow
+def test_two_exports_are_the_same_bytes_and_name_no_path(exported: tuple[nn.Module, onnx.ModelProto]) -> None:
+    model, graph = exported
+    content = graph.SerializeToString(deterministic=True)
+    again = export_inference(model, spec_for(32), opset=23).SerializeToString(deterministic=True)
+    assert again == content
+    assert graph.producer_name == "wasi-export"
+    for trace in (b"site-packages", b".py", b"timm.", b"pkg."):
+        assert trace not in content
+
+
+@pytest.mark.parametrize("opset", [11, 17, 26])
+def test_an_opset_out_of_range_is_refused(opset: int) -> None:
+    with pytest.raises(ConfigError, match=f"opset must be 18 to 25, got {opset}"):
+        export_inference(nn.Linear(2, 2), spec_for(8), opset=opset)
+
+
+class Branching(nn.Module):
+    """Its control flow depends on the pixels."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
+
+
+class Features(nn.Module):
+    """Not a classifier."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+
+class Untranslatable(nn.Module):
+    """torch.export takes it; there is no ONNX for it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(x).mean((2, 3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Branching(), r"torch\.export cannot take Branching with input \[2, 3, 8, 8\]: "),
+        (
+            Features(),
+            r"Features gives 1 outputs, the first of shape .*a classifier gives one, \[batch, classes\]",
+        ),
+        (Untranslatable(), r"torch\.onnx cannot write the model with opset 23: .*bessel_j0"),
+    ],
+)
+def test_a_model_that_cannot_be_exported_is_refused_in_one_line(model: nn.Module, message: str) -> None:
+    with pytest.raises(UnsupportedModelError) as raised:
+        export_inference(model, spec_for(8), opset=23)
+    assert re.search(message, str(raised.value))
+    assert "\n" not in str(raised.value)

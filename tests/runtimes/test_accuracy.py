@@ -1,0 +1,36 @@
+import pytest
+from helpers import CLASSES, SPEC, make_images, make_model
+
+from wasi_export.datasets import load_labelled
+from wasi_export.errors import DataError, NothingToCheckError
+from wasi_export.runtimes.accuracy import measure_accuracy
+from wasi_export.runtimes.preprocess import Preprocess
+from wasi_export.runtimes.session import Session
+
+
+@pytest.fixture
+def session(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(make_model())
+    return Session.open(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+@pytest.mark.parametrize(("wrong", "top1"), [(0, 1.0), (1, 0.75)])
+def test_accuracy_counts_the_images_that_are_right(session, tmp_path, batch_size, wrong, top1):
+    images = load_labelled(str(make_images(tmp_path / "data", wrong=wrong)), CLASSES)
+    result = measure_accuracy(session, images, Preprocess(SPEC), batch_size=batch_size)
+    assert (result.total, result.top1) == (4, top1)
+
+
+def test_an_empty_set_of_images_is_nothing_to_check(session, tmp_path):
+    images = load_labelled(str(make_images(tmp_path / "data")), CLASSES).take([])
+    with pytest.raises(NothingToCheckError, match="no images"):
+        measure_accuracy(session, images, Preprocess(SPEC))
+
+
+def test_a_file_that_is_no_image_is_named(session, tmp_path):
+    folder = make_images(tmp_path / "data")
+    (folder / "dark" / "broken.png").write_bytes(b"not a png")
+    images = load_labelled(str(folder), CLASSES)
+    with pytest.raises(DataError, match=r"broken\.png is not an image"):
+        measure_accuracy(session, images, Preprocess(SPEC))

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+from helpers import make_bundle, make_model
+
+from wasi_export.artifact import Bundle, Golden
+from wasi_export.errors import ModelFailedError, NothingToCheckError, ParityError
+from wasi_export.runtimes.parity import measure_parity, require_parity, worst
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return Bundle.open(make_bundle(tmp_path / "bundle"))
+
+
+def test_every_batch_size_is_run_with_optimisation_off_and_on(bundle):
+    results = measure_parity(bundle.model_path, bundle.golden())
+    assert [(r.optimised, r.batch) for r in results] == [(o, b) for o in (False, True) for b in (1, 2, 7)]
+    assert 0 < worst(results).max_error < 1e-6
+    require_parity(results, 1e-6)
+
+
+@pytest.mark.parametrize("index", [0, 4])
+def test_an_error_in_any_golden_image_is_found_at_every_batch_size(bundle, index):
+    golden = bundle.golden()
+    golden.outputs[index, 1] += 0.25 * np.abs(golden.outputs).max()
+    scale = np.abs(golden.outputs).max()
+    error = np.abs(golden.outputs - bundle.golden().outputs).max() / scale
+    results = measure_parity(bundle.model_path, golden)
+    assert all(result.max_error == pytest.approx(error, rel=1e-4) for result in results)
+    with pytest.raises(ParityError, match=r"differ from the reference by .* at batch .*tolerance is 1e-05"):
+        require_parity(results, 1e-5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_is_an_infinite_error(bundle, value):
+    golden = bundle.golden()
+    golden.outputs[2, 0] = value
+    results = measure_parity(bundle.model_path, golden)
+    assert worst(results).max_error == np.inf
+    with pytest.raises(ParityError, match="by inf"):
+        require_parity(results, 1e30)
+
+
+def test_a_baked_batch_size_fails(tmp_path):
+    bundle = Bundle.open(make_bundle(tmp_path / "bundle", model=make_model(batch="1")))
+    with pytest.raises(ModelFailedError, match=r"failed on images \[2, 3, 4, 4\]"):
+        measure_parity(bundle.model_path, bundle.golden())
+
+
+def test_outputs_of_another_shape_fail(bundle):
+    golden = bundle.golden()
+    wider = Golden(golden.images, np.repeat(golden.outputs, 2, axis=1), golden.labels)
+    with pytest.raises(ModelFailedError, match=r"gives outputs \[1, 2\].*the reference has \[1, 4\]"):
+        measure_parity(bundle.model_path, wider)
+
+
+def test_without_golden_images_there_is_nothing_to_check(tmp_path):
+    bundle = Bundle.open(make_bundle(tmp_path / "bundle", golden_images=0))
+    with pytest.raises(NothingToCheckError, match="golden data holds no images"):
+        measure_parity(bundle.model_path, bundle.golden())

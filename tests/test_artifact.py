@@ -1,0 +1,260 @@
+"""Bundles that notice any change, and files and folders that appear whole or not at all."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wasi_export.artifact import (
+    GOLDEN,
+    MANIFEST,
+    MANIFEST_DIGEST,
+    MODEL,
+    Bundle,
+    file_sha256,
+    fingerprint,
+    staged_folder,
+    write_bundle_manifest,
+    write_bytes,
+)
+from wasi_export.errors import ArtifactExistsError, IntegrityError, UsageError
+
+FILES = (MODEL, GOLDEN, "config.toml", MANIFEST, MANIFEST_DIGEST)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def flip(path: Path, position: int, mask: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= mask
+    path.write_bytes(data)
+
+
+def test_a_finished_bundle_opens_and_lists_every_file_but_its_own_two(finished_bundle: Path) -> None:
+    opened = Bundle.open(finished_bundle)
+    assert set(opened.manifest.files) == {MODEL, GOLDEN, "config.toml"}
+    assert opened.model_path.is_file()
+    golden = opened.golden()
+    assert golden.images.shape == (5, 3, 4, 4)
+    assert golden.images.dtype == np.float32
+    assert golden.labels.tolist() == golden.outputs.argmax(axis=1).tolist()
+
+
+def test_a_manifest_is_read_back_as_it_was_written(bundle: Path) -> None:
+    manifest = Bundle.open(bundle).manifest
+    before = (bundle / MANIFEST).read_bytes()
+    write_bundle_manifest(bundle, manifest)
+    assert (bundle / MANIFEST).read_bytes() == before
+    assert Bundle.open(bundle).manifest == manifest
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="the sha256sum of coreutils is not installed")
+def test_the_hash_of_the_manifest_is_what_sha256sum_checks(finished_bundle: Path) -> None:
+    subprocess.run(["sha256sum", "--check", "--strict", MANIFEST_DIGEST], cwd=finished_bundle, check=True)
+
+
+@settings(max_examples=60)
+@given(name=st.sampled_from(FILES), share=st.floats(0, 1, exclude_max=True), mask=st.integers(1, 255))
+def test_any_changed_byte_of_any_file_is_found(
+    finished_bundle: Path, tmp_path_factory: pytest.TempPathFactory, name: str, share: float, mask: int
+) -> None:
+    bundle = Path(shutil.copytree(finished_bundle, tmp_path_factory.mktemp("flipped") / "bundle"))
+    flip(bundle / name, int(share * (bundle / name).stat().st_size), mask)
+    with pytest.raises(IntegrityError) as caught:
+        Bundle.open(bundle)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_file_is_named(bundle: Path, name: str) -> None:
+    (bundle / name).write_bytes((bundle / name).read_bytes()[:-1])
+    with pytest.raises(IntegrityError, match=name.replace(".", r"\.")):
+        Bundle.open(bundle)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    with pytest.raises(IntegrityError, match=name.replace(".", r"\.")):
+        Bundle.open(bundle)
+
+
+def test_a_file_that_the_manifest_does_not_list_is_named(bundle: Path) -> None:
+    (bundle / "golden" / "more.bin").write_bytes(b"x")
+    with pytest.raises(IntegrityError, match=r"golden/more\.bin is not in the manifest"):
+        Bundle.open(bundle)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_link_in_place_of_a_file_is_refused_even_to_the_same_bytes(
+    bundle: Path, tmp_path: Path, name: str
+) -> None:
+    elsewhere = Path(shutil.move(bundle / name, tmp_path / "elsewhere"))
+    (bundle / name).symlink_to(elsewhere)
+    with pytest.raises(IntegrityError, match="is a link or not a plain file"):
+        Bundle.open(bundle)
+
+
+def test_a_linked_folder_is_refused(bundle: Path, tmp_path: Path) -> None:
+    elsewhere = Path(shutil.move(bundle / "golden", tmp_path / "elsewhere"))
+    (bundle / "golden").symlink_to(elsewhere, target_is_directory=True)
+    with pytest.raises(IntegrityError, match="golden is not in the manifest"):
+        Bundle.open(bundle)
+
+
+def test_all_differences_are_told_at_once(bundle: Path) -> None:
+    (bundle / MODEL).unlink()
+    flip(bundle / "config.toml", 0, 1)
+    with pytest.raises(IntegrityError) as caught:
+        Bundle.open(bundle)
+    assert "model.onnx is missing" in str(caught.value)
+    assert "config.toml has sha256" in str(caught.value)
+
+
+def test_a_bundle_needs_a_model(bundle: Path) -> None:
+    manifest = Bundle.open(bundle).manifest
+    (bundle / MODEL).unlink()
+    write_bundle_manifest(bundle, manifest)
+    with pytest.raises(IntegrityError, match=r"the manifest lists no model\.onnx"):
+        Bundle.open(bundle)
+
+
+def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(IntegrityError, match=r"has no manifest\.json"):
+        Bundle.open(tmp_path)
+
+
+def test_a_path_that_is_no_folder_says_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(IntegrityError, match=r"no bundle at .*absent: give the folder that"):
+        Bundle.open(tmp_path / "absent")
+
+
+def test_a_manifest_of_another_schema_is_refused(bundle: Path) -> None:
+    text = (bundle / MANIFEST).read_text().replace('"schema_version": 1', '"schema_version": 2')
+    (bundle / MANIFEST).write_text(text)
+    (bundle / MANIFEST_DIGEST).write_text(f"{file_sha256(bundle / MANIFEST)}  {MANIFEST}\n")
+    with pytest.raises(IntegrityError, match=r"is not a manifest: .*schema_version"):
+        Bundle.open(bundle)
+
+
+def test_golden_data_of_another_kind_is_refused(bundle: Path) -> None:
+    manifest = Bundle.open(bundle).manifest
+    (bundle / GOLDEN).write_bytes(b"not a safetensors file")
+    write_bundle_manifest(bundle, manifest)
+    with pytest.raises(IntegrityError, match="holds no golden data"):
+        Bundle.open(bundle).golden()
+
+
+def test_written_bytes_replace_a_file_and_leave_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.bin"
+    write_bytes(path, b"old")
+    write_bytes(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert names(tmp_path) == {"deep", "deep/file.bin"}
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file.bin"
+    write_bytes(path, b"old")
+
+    def full_disk(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == {"file.bin"}
+
+
+def test_a_staged_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    destination = tmp_path / "runs" / "out"
+    with staged_folder(destination) as folder:
+        (folder / "a").write_text("1")
+        assert not destination.exists()
+    assert names(tmp_path / "runs") == {"out", "out/a"}
+
+
+@pytest.mark.parametrize("stop", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_staged_folder_is_removed_on_any_error_and_the_old_one_stays(
+    tmp_path: Path, stop: type[BaseException], before: bool
+) -> None:
+    destination = tmp_path / "out"
+    if before:
+        destination.mkdir()
+        (destination / "old").write_text("kept")
+    expected = names(tmp_path)
+
+    def fill_and_stop() -> None:
+        with staged_folder(destination, force=True) as folder:
+            (folder / "half").write_text("1")
+            raise stop
+
+    with pytest.raises(stop):
+        fill_and_stop()
+    assert names(tmp_path) == expected
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_exists_is_replaced_only_with_force(tmp_path: Path, kind: str) -> None:
+    destination = tmp_path / "out"
+    if kind == "file":
+        destination.write_text("old")
+    else:
+        (destination / "sub").mkdir(parents=True)
+    with (
+        pytest.raises(ArtifactExistsError, match="exists: choose another name or give --force"),
+        staged_folder(destination),
+    ):
+        raise AssertionError("the body must not run")
+    with staged_folder(destination, force=True) as folder:
+        (folder / "new").write_text("1")
+    assert names(tmp_path) == {"out", "out/new"}
+
+
+def test_an_empty_folder_is_filled_without_force(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with staged_folder(tmp_path / "out") as folder:
+        (folder / "new").write_text("1")
+    assert names(tmp_path) == {"out", "out/new"}
+
+
+@pytest.mark.parametrize("place", [".", "..", "../here"])
+def test_the_current_folder_is_never_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "work").write_text("mine")
+    monkeypatch.chdir(here)
+    with (
+        pytest.raises(UsageError, match="holds the current folder"),
+        staged_folder(Path(place), force=True),
+    ):
+        raise AssertionError("the body must not run")
+    assert names(tmp_path) == {"here", "here/work"}
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UsageError, match=r"cannot write .*file/out"),
+        staged_folder(tmp_path / "file" / "out"),
+    ):
+        raise AssertionError("the body must not run")
+
+
+def test_a_fingerprint_depends_on_every_part_and_on_where_it_ends() -> None:
+    assert fingerprint("a", 1) == fingerprint("a", 1)
+    assert len({fingerprint("a", 1), fingerprint("a", 2), fingerprint("a1"), fingerprint("", "a", 1)}) == 4

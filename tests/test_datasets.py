@@ -1,0 +1,275 @@
+"""Labelled images: the built-in sources, folders, IDX files, and what is said of broken ones."""
+
+import gzip
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from wasi_export.datasets import (
+    FASHION_MNIST_CLASSES,
+    FASHION_MNIST_ROOT,
+    ImageSet,
+    image_folder,
+    load_labelled,
+    load_splits,
+    read_image,
+)
+from wasi_export.errors import DataError, NothingToCheckError
+
+IDX_FILES = {
+    "train-images-idx3-ubyte": (6, 28, 28),
+    "train-labels-idx1-ubyte": (6,),
+    "t10k-images-idx3-ubyte": (4, 28, 28),
+    "t10k-labels-idx1-ubyte": (4,),
+}
+
+
+def add_images(folder: Path, **counts: int) -> Path:
+    """Writes so many images for each class; each image has a grey level of its own."""
+    level = len(list(folder.rglob("*.png"))) if folder.exists() else 0
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            Image.new("L", (5, 4), level).save(folder / name / f"{number:03}.png")
+            level += 1
+    return folder
+
+
+def levels(images: ImageSet) -> list[int]:
+    """Returns the grey level of every image, which tells which image it is."""
+    return [int(np.asarray(images[i][0])[0, 0]) for i in range(len(images))]
+
+
+def idx_bytes(values: NDArray[np.uint8]) -> bytes:
+    return bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
+
+
+@pytest.fixture
+def idx_folder(tmp_path: Path, rng: np.random.Generator) -> Path:
+    """A small fashion-mnist: 6 training and 4 test images, gzipped as the real ones are."""
+    for name, shape in IDX_FILES.items():
+        values = rng.integers(0, 10, shape, np.uint8)
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(idx_bytes(values)))
+    return tmp_path
+
+
+def test_digits_are_split_into_two_disjoint_parts_that_are_all_of_it() -> None:
+    train, val = load_splits("digits")
+    assert (len(train), len(val)) == (1438, 359)
+    assert train.classes == val.classes == tuple("0123456789")
+    everything = load_splits("digits", val_fraction=1e-9)
+    assert len(everything[0]) + len(everything[1]) == 1797
+
+    def key(images: ImageSet) -> list[bytes]:
+        return [images[i][0].tobytes() + bytes([images[i][1]]) for i in range(len(images))]
+
+    assert sorted(key(train) + key(val)) == sorted(key(everything[0]) + key(everything[1]))
+
+
+def test_a_split_depends_on_the_seed_and_on_nothing_else() -> None:
+    first, again, other = (load_splits("digits", seed=seed)[1] for seed in (1, 1, 2))
+    assert np.array_equal(first.labels, again.labels)
+    assert first.fingerprint == again.fingerprint
+    assert first[0][0].tobytes() == again[0][0].tobytes()
+    assert first.fingerprint != other.fingerprint
+
+
+def test_the_parts_of_a_split_folder_are_disjoint_and_whole(tmp_path: Path) -> None:
+    add_images(tmp_path, cat=6, dog=4)
+    train, val = load_splits(str(tmp_path), val_fraction=0.3, seed=5)
+    assert (len(train), len(val)) == (7, 3)
+    assert sorted(levels(train) + levels(val)) == list(range(10))
+
+
+def test_a_folder_that_is_split_already_keeps_its_split(tmp_path: Path) -> None:
+    add_images(tmp_path / "train", cat=2, dog=1)
+    add_images(tmp_path / "validation", dog=3)
+    train, val = load_splits(str(tmp_path))
+    assert train.classes == val.classes == ("cat", "dog")
+    assert train.labels.tolist() == [0, 0, 1]
+    assert val.labels.tolist() == [1, 1, 1]
+
+
+def test_a_training_folder_alone_is_split_and_is_not_taken_for_a_class(tmp_path: Path) -> None:
+    add_images(tmp_path / "train", cat=6, dog=4)
+    train, val = load_splits(str(tmp_path))
+    assert train.classes == val.classes == ("cat", "dog")
+    assert (len(train), len(val)) == (8, 2)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    add_images(tmp_path, car=3, train=3)
+    assert load_splits(str(tmp_path))[0].classes == ("car", "train")
+
+
+def test_images_are_found_in_deeper_folders_and_other_files_are_left(tmp_path: Path) -> None:
+    add_images(tmp_path / "cat" / "indoors", tom=1)
+    add_images(tmp_path, dog=1, **{".cache": 1})
+    (tmp_path / "dog" / "notes.txt").write_text("not an image")
+    images = image_folder(tmp_path)
+    assert images.classes == ("cat", "dog")
+    assert images.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "make", [lambda p: None, lambda p: (p / "cat").mkdir()], ids=["empty", "empty class"]
+)
+def test_a_folder_without_images_is_nothing_to_check(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path)
+    with pytest.raises(NothingToCheckError, match="no images in"):
+        load_splits(str(tmp_path))
+
+
+def test_one_image_cannot_be_split(tmp_path: Path) -> None:
+    add_images(tmp_path, cat=1)
+    with pytest.raises(DataError, match="1 image cannot be split"):
+        load_splits(str(tmp_path))
+
+
+def test_an_unknown_source_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no data source .*: give `digits`, `fashion-mnist`, or a folder"):
+        load_splits(str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n broken"])
+def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
+    path = add_images(tmp_path, cat=1) / "cat" / "broken.png"
+    path.write_bytes(content)
+    images = image_folder(tmp_path)
+    with pytest.raises(DataError, match=r"broken\.png is not an image that can be read"):
+        images[1]
+
+
+def test_a_truncated_image_is_named(tmp_path: Path, rng: np.random.Generator) -> None:
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(DataError, match=r"photo\.jpg is not an image that can be read"):
+        read_image(path)
+
+
+def test_a_class_folder_that_the_model_does_not_know_is_named(tmp_path: Path) -> None:
+    add_images(tmp_path, cat=1, horse=1)
+    with pytest.raises(DataError, match=r"has class folders horse that the model does not know: cat, dog"):
+        load_labelled(str(tmp_path), ["cat", "dog"])
+
+
+def test_labels_follow_the_classes_of_the_model_and_not_of_the_folder(tmp_path: Path) -> None:
+    add_images(tmp_path, dog=2)
+    images = load_labelled(str(tmp_path), ["cat", "dog"])
+    assert images.labels.tolist() == [1, 1]
+
+
+def test_a_model_is_judged_on_the_validation_folder_where_there_is_one(tmp_path: Path) -> None:
+    add_images(tmp_path / "train", cat=5)
+    add_images(tmp_path / "test", cat=2)
+    assert len(load_labelled(str(tmp_path), ["cat"])) == 2
+
+
+def test_a_built_in_source_with_other_classes_is_refused() -> None:
+    with pytest.raises(DataError, match=r"digits has classes 0, 1, 2, 3, 4, …, the model has cat, dog"):
+        load_labelled("digits", ["cat", "dog"])
+
+
+def test_the_fingerprint_changes_with_the_images(tmp_path: Path) -> None:
+    add_images(tmp_path, cat=2)
+    before = image_folder(tmp_path).fingerprint
+    assert image_folder(tmp_path).fingerprint == before
+    add_images(tmp_path, dog=1)
+    assert image_folder(tmp_path).fingerprint != before
+
+
+def test_a_sample_draws_without_replacement_and_the_same_again(tmp_path: Path) -> None:
+    images = image_folder(add_images(tmp_path, cat=20))
+    drawn = levels(images.sample(8, seed=3))
+    assert len(set(drawn)) == 8
+    assert levels(images.sample(8, seed=3)) == drawn
+    assert levels(images.sample(8, seed=4)) != drawn
+    assert levels(images.sample(100, seed=3)) != levels(images.sample(None, seed=3)) == list(range(20))
+
+
+def test_idx_files_are_read_as_training_and_test_images(idx_folder: Path) -> None:
+    train, val = load_splits("fashion-mnist", root=idx_folder)
+    assert (len(train), len(val)) == (6, 4)
+    assert train.classes == FASHION_MNIST_CLASSES
+    stored = gzip.decompress((idx_folder / "train-images-idx3-ubyte.gz").read_bytes())[16 : 16 + 28 * 28]
+    assert train[0][0].tobytes() == stored
+
+
+def test_idx_files_may_be_unpacked(idx_folder: Path) -> None:
+    packed = load_splits("fashion-mnist", root=idx_folder)[0]
+    for name in IDX_FILES:
+        path = idx_folder / f"{name}.gz"
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    assert load_splits("fashion-mnist", root=idx_folder)[0].fingerprint == packed.fingerprint
+
+
+def test_missing_idx_files_say_where_to_get_them(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"no .*train-images.*: install Debian's dataset-fashion-mnist, or set"
+    ):
+        load_splits("fashion-mnist", root=tmp_path)
+
+
+def short_data(packed: bytes) -> bytes:
+    return gzip.compress(gzip.decompress(packed)[:-1])
+
+
+def another_type(packed: bytes) -> bytes:
+    return gzip.compress(b"\0\0\x0d" + gzip.decompress(packed)[3:])
+
+
+def short_header(packed: bytes) -> bytes:
+    return gzip.compress(gzip.decompress(packed)[:6])
+
+
+def short_gzip(packed: bytes) -> bytes:
+    return packed[:-20]
+
+
+def corrupt_gzip(packed: bytes) -> bytes:
+    return packed[:20] + bytes(40) + packed[60:]
+
+
+def no_gzip(packed: bytes) -> bytes:
+    return b"hello"
+
+
+BREAK = [short_data, another_type, short_header, short_gzip, corrupt_gzip, no_gzip]
+
+
+@pytest.mark.parametrize("damage", BREAK, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"])
+def test_a_broken_idx_file_is_named(idx_folder: Path, name: str, damage: Callable[[bytes], bytes]) -> None:
+    path = idx_folder / name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=rf"(cannot read .*{name}|{name} is not a whole IDX file)"):
+        load_splits("fashion-mnist", root=idx_folder)
+
+
+def test_images_and_labels_must_be_as_many(idx_folder: Path) -> None:
+    labels = gzip.compress(idx_bytes(np.zeros(5, np.uint8)))
+    (idx_folder / "train-labels-idx1-ubyte.gz").write_bytes(labels)
+    with pytest.raises(DataError, match=r"images \(6, 28, 28\) and labels \(5,\) do not fit together"):
+        load_splits("fashion-mnist", root=idx_folder)
+
+
+def test_a_label_beyond_the_classes_is_refused(idx_folder: Path) -> None:
+    labels = gzip.compress(idx_bytes(np.full(6, 10, np.uint8)))
+    (idx_folder / "train-labels-idx1-ubyte.gz").write_bytes(labels)
+    with pytest.raises(DataError, match="label 10 is not one of the 10 classes"):
+        load_splits("fashion-mnist", root=idx_folder)
+
+
+@pytest.mark.skipif(not FASHION_MNIST_ROOT.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_the_debian_package_holds_fashion_mnist() -> None:
+    train, val = load_splits("fashion-mnist")
+    assert (len(train), len(val)) == (60_000, 10_000)
+    assert np.bincount(val.labels).tolist() == [1000] * 10
+    assert train[0][0].size == (28, 28)

@@ -1,0 +1,111 @@
+"""What the README shows works: its Python runs, its files are valid, its commands and exit codes exist."""
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import pytest
+import typer.core
+import typer.main
+from PIL import Image
+
+from wasi_export.artifact import Bundle, write_bundle_manifest
+from wasi_export.cli import app
+from wasi_export.config import Config, Thresholds
+from wasi_export.errors import ExitCode
+from wasi_export.runtimes.preprocess import Preprocess
+from wasi_export.runtimes.session import Session
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """Returns the fenced code of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def toml_block(name: str) -> str:
+    (block,) = (block for block in blocks("toml") if block.startswith(f"# {name}\n"))
+    return block
+
+
+COMMANDS = [
+    shlex.split(line, comments=True)
+    for block in blocks("sh")
+    for line in block.splitlines()
+    if line.startswith("wasi-export ")
+]
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(9, 7), (7, 9), (4, 4), (40, 31), (2, 3)], ids=str)
+def test_the_python_of_the_readme_gives_the_outputs_of_the_runtime(
+    base_python: Callable[..., CompletedProcess[str]],
+    bundle: Path,
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    interpolation: str,
+) -> None:
+    (code,) = blocks("python")
+    assert "wasi_export" not in code
+    manifest = Bundle.open(bundle).manifest
+    spec = manifest.input.model_copy(
+        update={"crop_pct": 0.875, "interpolation": interpolation, "mean": (0.5, 0.4, 0.3)}
+    )
+    write_bundle_manifest(bundle, manifest.model_copy(update={"input": spec}))
+    # Lossless bytes under the name of the README: Pillow goes by the content.
+    image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8))
+    image.save(bundle.parent / "photo.jpg", format="PNG")
+
+    done = base_python("-c", f"{code}\nprint(json.dumps(logits.tolist()))", cwd=bundle.parent)
+
+    assert done.returncode == 0, done.stderr
+    name, printed = done.stdout.splitlines()
+    expected = Session.open(bundle / "model.onnx").run(Preprocess(spec).batch([image]))
+    # Two orders of float32 and float64 arithmetic on inputs of a few units: 1e-6 of them.
+    np.testing.assert_allclose(json.loads(printed), expected, rtol=0, atol=1e-5)
+    assert name == manifest.classes[expected.argmax()]
+
+
+def test_the_configuration_of_the_readme_is_valid(tmp_path: Path) -> None:
+    (path := tmp_path / "my.toml").write_text(toml_block("my.toml"), encoding="utf-8")
+    config = Config.from_toml(path)
+    assert config.data.source == "photos"
+    assert config.subspace.fraction == 0.4
+
+
+def test_the_thresholds_of_the_readme_are_valid_and_name_every_one(tmp_path: Path) -> None:
+    (path := tmp_path / "thresholds.toml").write_text(toml_block("thresholds.toml"), encoding="utf-8")
+    assert Thresholds.from_toml(path).model_fields_set == set(Thresholds.model_fields)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_the_commands_of_the_readme_exist_with_their_options(words: list[str]) -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    command = group.commands[words[1]]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words[2:] if word.startswith("-")} <= known
+
+
+def test_the_readme_shows_commands() -> None:
+    assert len(COMMANDS) >= 5
+
+
+def test_the_exit_codes_of_the_readme_are_the_exit_codes() -> None:
+    codes = [int(code) for code in re.findall(r"^\| (\d+) \| ", README, re.MULTILINE)]
+    assert codes == [int(code) for code in ExitCode]
+
+
+def test_the_links_of_the_documents_lead_to_files() -> None:
+    root = Path(__file__).parents[1]
+    pages = [root / "README.md", *(root / "docs").glob("*.md")]
+    links = [
+        (page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8"))
+    ]
+    assert len(links) > 3
+    assert [link for page, link in links if not (page.parent / link).exists()] == []

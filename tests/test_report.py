@@ -1,0 +1,74 @@
+import pytest
+
+from wasi_export.errors import ExitCode
+from wasi_export.report import Check, Host, Latency, Report, to_markdown
+
+HOST = Host(
+    machine="Raspberry Pi 5 Model B, aarch64",
+    processor="Cortex-A76",
+    cores=4,
+    memory_mb=8000,
+    system="Linux",
+    versions={"onnxruntime": "1.23.0"},
+)
+LATENCY = Latency(
+    model="a|b",
+    batch=1,
+    threads=1,
+    p50_ms=10.0,
+    p90_ms=11.0,
+    p99_ms=12.5,
+    ratio_to_first=0.5,
+    ratio_low=0.45,
+    ratio_high=0.55,
+    load_ms=100.0,
+    peak_rss_mb=90.0,
+    clock="cpu",
+    samples_ms=(10.0, 12.5),
+)
+
+
+def report(*statuses: str, latency: tuple[Latency, ...] = ()) -> Report:
+    checks = tuple(
+        Check(name=f"check {i}", status=status, value=0.125, threshold=0.5, unit="MB", detail="a|b\nc")
+        for i, status in enumerate(statuses)
+    )
+    return Report(bundle="b", model="m", model_sha256="0" * 64, checks=checks, latency=latency, host=HOST)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "code", "verdict"),
+    [
+        (("passed", "info"), ExitCode.PASSED, "passed"),
+        (
+            ("passed", "failed", "no data"),
+            ExitCode.CHECK_FAILED,
+            "failed: check 1; nothing to check for: check 2",
+        ),
+        (("passed", "no data"), ExitCode.NOTHING_TO_CHECK, "nothing to check for: check 1"),
+        (("info",), ExitCode.NOTHING_TO_CHECK, "nothing was checked"),
+        ((), ExitCode.NOTHING_TO_CHECK, "nothing was checked"),
+    ],
+)
+def test_the_checks_decide_the_exit_code_and_the_verdict(statuses, code, verdict):
+    assert report(*statuses).exit_code == code
+    assert report(*statuses).verdict == verdict
+
+
+def test_markdown_has_the_verdict_first_and_every_part():
+    text = to_markdown(report("passed", "failed", latency=(LATENCY,)))
+    lines = text.splitlines()
+    assert lines[0] == "# ❌ m: failed: check 1"
+    assert "| check 1 | ❌ failed | 0.125 MB | 0.5 MB | a\\|b c |" in lines
+    assert "| a\\|b | 10.00 | 11.00 | 12.50 | 0.500 | 0.450–0.550 | 100 | 90 |" in lines
+    assert "Raspberry Pi 5 Model B, aarch64" in text
+    assert "onnxruntime 1.23.0" in text
+    assert "CPU time of the process" in text
+
+
+def test_every_row_of_a_markdown_table_has_the_columns_of_its_header():
+    blocks = to_markdown(report("passed", "no data", latency=(LATENCY,))).split("\n\n")
+    tables = [block.splitlines() for block in blocks if block.startswith("|")]
+    assert len(tables) == 3
+    for table in tables:
+        assert len({row.replace("\\|", "").count("|") for row in table}) == 1

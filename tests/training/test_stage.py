@@ -1,0 +1,181 @@
+import pytest
+import torch
+
+from wasi_export.errors import ArtifactExistsError, ConfigError, IntegrityError, UsageError
+from wasi_export.ranks import Plan
+from wasi_export.subspace.inject import subspace_layers
+from wasi_export.training.checkpoint import CONFIG, FACTS, PLAN, WEIGHTS, load_run, read_facts
+from wasi_export.training.data import make_loader
+from wasi_export.training.loop import METRICS, evaluate
+from wasi_export.training.resume import CHECKPOINT, TrainingInterrupted
+from wasi_export.training.stage import first_model, train_run
+
+pytestmark = pytest.mark.slow
+
+
+class Counted:
+    """A `Track` that remembers the labels of the work done."""
+
+    def __init__(self):
+        self.labels = []
+
+    def __call__(self, items, label, total):
+        self.labels.append(label)
+        return items
+
+
+def interrupted(items, label, total):
+    if label == "epoch 2/2":
+        raise TrainingInterrupted
+    return items
+
+
+@pytest.fixture(scope="session")
+def finished(tiny, tmp_path_factory):
+    """Returns the folder of a dense run and that of the subspace run from it; to be read only."""
+    folder = tmp_path_factory.mktemp("runs")
+    train_run(tiny(), "dense", folder / "dense")
+    train_run(tiny(), "subspace", folder / "subspace", init=folder / "dense")
+    return folder
+
+
+@pytest.fixture
+def dense(finished):
+    return finished / "dense"
+
+
+@pytest.mark.parametrize(("method", "files"), [("dense", set()), ("subspace", {PLAN})])
+def test_a_finished_run_is_these_files(finished, method, files):
+    found = {path.name for path in (finished / method).iterdir()}
+    assert found == {FACTS, WEIGHTS, CONFIG, METRICS} | files
+
+
+@pytest.mark.parametrize("method", ["dense", "subspace"])
+def test_a_loaded_run_is_as_accurate_as_it_says(finished, digits, method):
+    run = load_run(finished / method)
+    loader = make_loader(digits[1], run.facts.input, run.config.data, training=False)
+    result = evaluate(run.model, loader)
+    assert (result.accuracy, result.loss) == (
+        run.facts.metrics["val_accuracy"],
+        run.facts.metrics["val_loss"],
+    )
+    assert run.facts.parameters == sum(p.numel() for p in run.model.parameters())
+    assert run.facts.method == method
+    assert not run.model.training
+
+
+def test_a_subspace_run_has_the_planned_layers_and_no_dense_twin(finished):
+    run = load_run(finished / "subspace")
+    assert {name for name, _ in subspace_layers(run.model)} == {layer.name for layer in run.plan.factored}
+    assert len(run.plan.factored) == 8
+    assert Plan.load(finished / "subspace" / PLAN) == run.plan
+    names = run.model.state_dict()
+    assert "blocks.0.mlp.fc1.left" in names
+    assert "blocks.0.mlp.fc1.weight" not in names
+
+
+def test_the_configuration_of_a_run_is_the_one_it_was_trained_with(finished, tiny):
+    assert load_run(finished / "dense").config == tiny()
+
+
+def test_a_finished_run_is_not_trained_again(finished, tiny):
+    work = Counted()
+    facts = train_run(tiny("data.workers=3"), "dense", finished / "dense", track=work)
+    assert facts == read_facts(finished / "dense")
+    assert work.labels == []
+
+
+def test_a_finished_run_of_another_configuration_is_kept(finished, tiny):
+    with pytest.raises(ArtifactExistsError, match=r"holds a finished run of another configuration.*--force"):
+        train_run(tiny("train.dense.lr=2e-3"), "dense", finished / "dense")
+
+
+def test_force_and_replace_train_anew(tiny, tmp_path):
+    short = "train.dense.epochs=1"
+    first = train_run(tiny(short), "dense", tmp_path / "run")
+    work = Counted()
+    again = train_run(tiny(short), "dense", tmp_path / "run", force=True, track=work)
+    assert "epoch 1/1" in work.labels
+    assert again.weights_sha256 == first.weights_sha256
+    other = train_run(tiny(short, "seed=1"), "dense", tmp_path / "run", replace=True)
+    assert other.weights_sha256 != first.weights_sha256
+
+
+@pytest.mark.parametrize("method", ["dense", "subspace"])
+def test_an_interrupted_run_resumes_to_the_same_weights(finished, dense, tiny, tmp_path, method):
+    init = dense if method == "subspace" else None
+    with pytest.raises(TrainingInterrupted):
+        train_run(tiny(), method, tmp_path / "run", init=init, track=interrupted)
+    assert (tmp_path / "run" / CHECKPOINT).exists()
+    with pytest.raises(IntegrityError, match="unfinished run: the same train command resumes"):
+        load_run(tmp_path / "run")
+    work = Counted()
+    facts = train_run(tiny(), method, tmp_path / "run", init=init, track=work)
+    assert work.labels == ["epoch 2/2", "evaluate"]
+    assert facts.weights_sha256 == read_facts(finished / method).weights_sha256
+
+
+def test_an_unfinished_run_of_another_configuration_is_kept_without_force(tiny, tmp_path):
+    with pytest.raises(TrainingInterrupted):
+        train_run(tiny(), "dense", tmp_path / "run", track=interrupted)
+    with pytest.raises(ConfigError, match=r"of another configuration or start.*--force"):
+        train_run(tiny("seed=1"), "dense", tmp_path / "run")
+    train_run(tiny("seed=1", "train.dense.epochs=1"), "dense", tmp_path / "run", force=True)
+
+
+def test_no_epochs_give_a_run_with_the_initial_weights(tiny, tmp_path):
+    facts = train_run(tiny("train.dense.epochs=0"), "dense", tmp_path / "run")
+    initial = first_model(tiny(), tuple("0123456789"))
+    assert torch.equal(load_run(tmp_path / "run").model.head.weight, initial.head.weight)
+    assert facts.metrics["val_accuracy"] <= 0.5
+
+
+def test_a_flipped_byte_in_the_weights_is_found(tiny, tmp_path):
+    train_run(tiny("train.dense.epochs=0"), "dense", tmp_path / "run")
+    path = tmp_path / "run" / WEIGHTS
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError, match=r"model\.safetensors has sha256 .*run\.json says"):
+        load_run(tmp_path / "run")
+
+
+def test_a_folder_without_a_run_is_a_clear_error(tmp_path):
+    with pytest.raises(IntegrityError, match="holds no finished run"):
+        load_run(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("model.img_size=24",), r"model\.img_size is 16 there and 24 here"),
+        (("model.kwargs.depth=3",), r"model\.kwargs is .*'depth': 2.* there and .*'depth': 3.* here"),
+    ],
+)
+def test_a_start_from_another_model_is_refused(dense, tiny, tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        train_run(tiny(*overrides), "subspace", tmp_path / "run", init=dense)
+
+
+def test_a_start_from_other_classes_is_refused(dense, tiny):
+    with pytest.raises(
+        ConfigError, match=r"10 classes \(0, 1, 2, 3, 4, …\), the data have 2 \(cat, dog, …\)"
+    ):
+        first_model(tiny(), ("cat", "dog"), dense)
+
+
+def test_a_factored_run_is_no_start(finished, tiny, tmp_path):
+    with pytest.raises(ConfigError, match="factored already"):
+        train_run(tiny(), "subspace", tmp_path / "run", init=finished / "subspace")
+
+
+def test_a_folder_with_other_files_is_left_alone(tiny, tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ArtifactExistsError, match=r"holds other files \(thesis\.tex\)"):
+        train_run(tiny(), "dense", tmp_path, force=True)
+
+
+def test_a_file_is_no_run_folder(tiny, tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UsageError, match="cannot write"):
+        train_run(tiny(), "dense", tmp_path / "run")

@@ -1,0 +1,209 @@
+"""From a torch model to a bundle: where training, converters and runtimes meet.
+
+Imports torch, so commands import it when they are called.
+"""
+
+import logging
+import os
+import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors.numpy import save
+
+from wasi_export.artifact import (
+    GOLDEN,
+    MODEL,
+    Bundle,
+    Golden,
+    InputSpec,
+    Manifest,
+    ModelFacts,
+    staged_folder,
+    write_bundle_manifest,
+    write_bytes,
+)
+from wasi_export.config import Config
+from wasi_export.converters.check import check_factors, graph_facts
+from wasi_export.converters.inference import OUTPUT_NAME, export_inference, reference_outputs
+from wasi_export.datasets import ImageSet, load_calibration, load_data
+from wasi_export.errors import ConfigError, UnsupportedModelError
+from wasi_export.progress import Track, silent
+from wasi_export.ranks import Plan
+from wasi_export.runtimes.parity import measure_parity, require_parity, worst
+from wasi_export.runtimes.preprocess import Preprocess
+from wasi_export.training.checkpoint import load_run
+from wasi_export.training.labels import own_classes
+from wasi_export.training.models import create_model, input_spec
+from wasi_export.training.stage import factorize
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TOOLS = ("wasi-export", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy")
+logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of every constant that it leaves alone
+
+PARITY_TOLERANCE = 1e-5  # of the output scale, where the configuration has none; fp32 graphs reach 1e-6
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A torch model and all that its bundle says of it."""
+
+    model: "nn.Module"
+    config: Config
+    spec: InputSpec
+    classes: tuple[str, ...]
+    plan: Plan | None
+    """The factored layers; None for a dense model."""
+    images: ImageSet
+    """Where the golden images come from."""
+    data_fingerprint: str | None = None
+    metrics: tuple[tuple[str, float], ...] = ()
+
+
+def export_run(run_dir: Path, destination: Path, *, opset: int | None = None, force: bool = False) -> Bundle:
+    """Exports a finished run into a bundle, checked; returns it. Golden images are validation images.
+
+    Args:
+        run_dir: the run folder.
+        destination: the bundle folder.
+        opset: instead of the configuration's.
+        force: replace what is there.
+
+    Raises:
+        IntegrityError: there is no finished run.
+        UnsupportedModelError: torch cannot export the model.
+        CheckFailedError: the exported graph is not as planned, or differs from the torch model.
+        ArtifactExistsError: the destination exists.
+    """
+    with staged_folder(destination, force=force) as folder:
+        run = load_run(run_dir)
+        config = run.config
+        if opset is not None:
+            config = Config.from_mapping(config.model_dump(), [f"export.opset={opset}"], origin="options")
+        classifier = Classifier(
+            model=run.model,
+            config=config,
+            spec=run.facts.input,
+            classes=run.facts.classes,
+            plan=run.plan,
+            images=load_data(config.data)[1],
+            data_fingerprint=run.facts.data_fingerprint,
+            metrics=tuple(run.facts.metrics.items()),
+        )
+        write_checked(classifier, folder)
+    return Bundle.open(destination)
+
+
+def export_model(
+    config: Config,
+    destination: Path,
+    *,
+    dense: bool = False,
+    force: bool = False,
+    track: Track = silent,
+) -> Bundle:
+    """Exports a timm model with the head its weights come with, factored without training.
+
+    Golden images are calibration images.
+
+    Args:
+        config: `model`, `subspace` and `export` of it; `data.source` has the calibration images.
+        destination: the bundle folder.
+        dense: leave all layers dense.
+        force: replace what is there.
+        track: progress display.
+
+    Raises:
+        ConfigError: there is no such model or checkpoint, or it has no head.
+        UnsupportedModelError: there is nothing to factor, or torch cannot export the model.
+        CheckFailedError: the exported graph is not as planned, or differs from the torch model.
+        ArtifactExistsError: the destination exists.
+    """
+    if not config.model.pretrained and config.model.checkpoint is None:
+        raise ConfigError(f"{config.model.name} has random weights: give --checkpoint FILE or --pretrained")
+    with staged_folder(destination, force=force) as folder:
+        images = load_calibration(config.data.source, root=config.data.root)
+        classes = own_classes(config.model)
+        model = create_model(config.model, len(classes))
+        plan = None
+        if not dense:
+            plan = factorize(config, model, images, track=track)
+            if not plan.factored:
+                reasons = "; ".join(f"{layer.name} {layer.reason}" for layer in plan.layers[:2])
+                raise UnsupportedModelError(f"no layer of {config.model.name} pays to factor: {reasons}")
+        spec = input_spec(model, config)
+        write_checked(Classifier(model.cpu(), config, spec, classes, plan, images), folder)
+    return Bundle.open(destination)
+
+
+def write_checked(classifier: Classifier, folder: Path) -> None:
+    """Writes the files of a bundle into an empty folder, the manifest last, and checks the model on the way.
+
+    The same classifier and SOURCE_DATE_EPOCH give the same bytes.
+
+    Raises:
+        UnsupportedModelError: torch cannot export the model.
+        CheckFailedError: the exported graph is not as planned, or differs from the torch model.
+    """
+    config, plan = classifier.config, classifier.plan or Plan(activation_mode="none", layers=())
+    graph = export_inference(classifier.model, classifier.spec, opset=config.export.opset, name=config.name)
+    check_factors(graph, plan)
+    write_bytes(folder / MODEL, graph.SerializeToString(deterministic=True))
+    golden = make_golden(classifier)
+    write_bytes(folder / GOLDEN, save(vars(golden)))
+    parity = measure_parity(folder / MODEL, golden)
+    require_parity(parity, config.thresholds.max_parity_error or PARITY_TOLERANCE)
+    write_bytes(folder / "config.toml", config.to_toml().encode())
+    if classifier.plan is not None:
+        write_bytes(folder / "plan.json", plan.model_dump_json(indent=2).encode())
+    facts = graph_facts(graph)
+    manifest = Manifest(
+        name=config.name,
+        model=ModelFacts(
+            name=config.model.name,
+            method="dense" if classifier.plan is None else "subspace",
+            parameters=sum(parameter.numel() for parameter in classifier.model.parameters()),
+            layers=plan.layers,
+        ),
+        classes=classifier.classes,
+        input=classifier.spec,
+        output=OUTPUT_NAME,
+        opset=facts.opset,
+        ir_version=facts.ir_version,
+        min_onnxruntime=facts.min_onnxruntime,
+        parity_error=worst(parity).max_error,
+        seed=config.seed,
+        data_fingerprint=classifier.data_fingerprint,
+        metrics=dict(classifier.metrics),
+        tools={"python": platform.python_version(), **{tool: version(tool) for tool in TOOLS}},
+        created=_now(),
+    )
+    write_bundle_manifest(folder, manifest)
+
+
+def make_golden(classifier: Classifier) -> Golden:
+    """Returns real images, the outputs of the torch model in fp32 for them, and their labels."""
+    images = classifier.images.sample(classifier.config.export.golden_images, classifier.config.seed)
+    inputs = Preprocess(classifier.spec).batch([images[index][0] for index in range(len(images))])
+    return Golden(inputs, reference_outputs(classifier.model, inputs), images.labels)
+
+
+def _now() -> str:
+    """Returns the time of SOURCE_DATE_EPOCH, or else now, in ISO 8601.
+
+    Source: https://reproducible-builds.org/specs/source-date-epoch/
+
+    Raises:
+        ConfigError: SOURCE_DATE_EPOCH is not a number of seconds.
+    """
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    try:
+        moment = datetime.now(UTC) if epoch is None else datetime.fromtimestamp(int(epoch), UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise ConfigError(f"SOURCE_DATE_EPOCH must be seconds since 1970, got {epoch!r}") from error
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")

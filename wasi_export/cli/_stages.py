@@ -1,0 +1,98 @@
+"""Which stages of `wasi-export run` are done: the hash of a stage's inputs, and a file that remembers it.
+
+    dense ─► baseline ─┐
+      └─► subspace ─► bundle ─► report
+
+A key covers the configuration a stage reads, the key of the stage before, the images, and the versions of
+what computes it. Nothing here imports torch, so that a run that is finished ends in seconds.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Self
+
+from wasi_export.artifact import file_sha256, fingerprint, write_bytes
+from wasi_export.config import Config
+from wasi_export.datasets import load_data
+from wasi_export.errors import IntegrityError
+
+STAGES = "stages.json"
+
+
+@dataclass(frozen=True)
+class StageKeys:
+    """The key of every stage."""
+
+    dense: str
+    subspace: str
+    baseline: str
+    bundle: str
+    report: str
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """Returns the keys; reads the images' names and labels, not the model.
+
+        Raises:
+            DataError: the images cannot be read.
+            NothingToCheckError: there are none.
+        """
+        train, val = load_data(config.data)
+        checkpoint = config.model.checkpoint
+        weights = file_sha256(checkpoint) if checkpoint is not None and checkpoint.is_file() else None
+        images = config.data.model_copy(update={"workers": 0}), train.fingerprint, val.fingerprint
+        trainer, exporter = _versions("torch", "timm"), _versions("torch", "onnx", "onnxscript")
+        dense = fingerprint(config.seed, config.model, weights, *images, config.train.dense, trainer)
+        subspace = fingerprint(dense, config.subspace, config.train.subspace)
+        exported = config.name, config.export, config.thresholds.max_parity_error, exporter
+        baseline, bundle = fingerprint(dense, *exported), fingerprint(subspace, *exported)
+        report = fingerprint(baseline, bundle, config.thresholds, _versions("onnxruntime"))
+        return cls(dense, subspace, baseline, bundle, report)
+
+
+class StageCache:
+    """The keys with which the stages of a folder were finished."""
+
+    def __init__(self, folder: Path) -> None:
+        """Reads the stages of a folder.
+
+        Raises:
+            IntegrityError: the file is not what was written.
+        """
+        self._path = folder / STAGES
+        try:
+            text = self._path.read_text(encoding="utf-8") if self._path.exists() else "{}"
+            self._done = {str(name): str(key) for name, key in json.loads(text).items()}
+        except (OSError, ValueError, AttributeError) as error:
+            raise IntegrityError(f"{self._path} is not a list of stages ({error}): delete it") from error
+
+    def is_done(self, name: str, key: str, outputs: Iterable[Path]) -> bool:
+        """Returns whether the stage was finished with this key and its outputs are still there."""
+        return self._done.get(name) == key and all(output.exists() for output in outputs)
+
+    def begin(self, name: str) -> bool:
+        """Forgets a stage before it is done again; returns whether it was finished before."""
+        was_done = self._done.pop(name, None) is not None
+        if was_done:
+            self._write()
+        return was_done
+
+    def clear(self) -> None:
+        """Forgets all stages."""
+        self._done = {}
+        self._write()
+
+    def finish(self, name: str, key: str) -> None:
+        """Remembers that the stage is finished with this key."""
+        self._done[name] = key
+        self._write()
+
+    def _write(self) -> None:
+        write_bytes(self._path, (json.dumps(self._done, indent=2) + "\n").encode())
+
+
+def _versions(*packages: str) -> str:
+    return " ".join(f"{package} {version(package)}" for package in ("wasi-export", *packages))

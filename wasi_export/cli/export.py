@@ -1,0 +1,118 @@
+"""`wasi-export export`: a run, or a plain timm model, into a bundle for the board."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from wasi_export.cli._console import JsonFlag, exit_codes, print_json, print_table, track
+
+if TYPE_CHECKING:
+    from wasi_export.artifact import Bundle
+
+
+@exit_codes
+def export(
+    run: Annotated[Path | None, typer.Argument(help="Folder of a finished run.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Bundle folder. Default: bundles/NAME.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Instead of a run: this timm model, factored without training.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights of --model with their head, .safetensors or .pth.")
+    ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Let timm download the weights of --model.")
+    ] = False,
+    img_size: Annotated[int | None, typer.Option(help="Input size of --model in pixels.")] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="Folder of real images for --model; or `digits`, `fashion-mnist`.")
+    ] = None,
+    calibration_images: Annotated[int, typer.Option(help="How many of them to use.")] = 256,
+    method: Annotated[
+        Literal["whitened", "plain", "dense"],
+        typer.Option(help="Factor by output energy, by the SVD of the weight, or leave --model dense."),
+    ] = "whitened",
+    fraction: Annotated[
+        float | None, typer.Option(help="Parameters of a pair over the dense ones. Default: 0.4.")
+    ] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Explained energy to keep.")] = None,
+    rank: Annotated[int | None, typer.Option(help="The same rank for every layer.")] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset, 18 to 25. Default: 23.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the bundle that is there.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a checked bundle: factors explicit in ONNX, equal to the torch model on real images."""
+    from wasi_export._extras import require
+    from wasi_export.config import Config
+    from wasi_export.errors import ConfigError
+
+    if (run is None) == (model is None):
+        raise ConfigError("give either the folder of a run or --model NAME")
+    for_model = {
+        "--checkpoint": checkpoint,
+        "--pretrained": pretrained or None,
+        "--img-size": img_size,
+        "--calibration": calibration,
+        "--fraction": fraction,
+        "--epsilon": epsilon,
+        "--rank": rank,
+    }
+    if run is not None and (given := [flag for flag, value in for_model.items() if value is not None]):
+        raise ConfigError(f"{', '.join(given)} goes with --model; a run has its own in config.toml")
+    if model is not None and calibration is None:
+        raise ConfigError("--model needs --calibration DIR: real images to factor by and to check with")
+    require("timm", extra="train")
+    from wasi_export.cli._bundle import export_model, export_run
+
+    if run is not None:
+        bundle = export_run(run, out or Path("bundles") / run.name, opset=opset, force=force)
+    else:
+        assert model is not None
+        options = {
+            "model": {
+                "name": model,
+                "checkpoint": checkpoint,
+                "pretrained": pretrained,
+                "img_size": img_size,
+            },
+            "data": {"source": calibration},
+            "subspace": {
+                "method": "whitened" if method == "dense" else method,
+                "fraction": fraction,
+                "epsilon": epsilon,
+                "rank": rank,
+                "calibration_images": calibration_images,
+                "activation": "none",
+            },
+            "export": {} if opset is None else {"opset": opset},
+            "name": model.split(".")[0],
+        }
+        config = Config.from_mapping(options, origin="options")
+        destination = out or Path("bundles") / config.name
+        bundle = export_model(config, destination, dense=method == "dense", force=force, track=track)
+    if as_json:
+        print_json(bundle.manifest)
+    else:
+        _print_bundle(bundle)
+
+
+def _print_bundle(bundle: "Bundle") -> None:
+    manifest = bundle.manifest
+    factored = [layer for layer in manifest.model.layers if layer.rank is not None]
+    print_table(
+        f"{manifest.model.name}, {manifest.model.method}",
+        ("", ""),
+        [
+            ("factored layers", str(len(factored))),
+            ("parameters", f"{manifest.model.parameters:,}"),
+            ("model.onnx", f"{bundle.model_path.stat().st_size / 1e6:.2f} MB"),
+            ("opset", f"{manifest.opset}, onnxruntime ≥ {manifest.min_onnxruntime}"),
+            ("classes", f"{len(manifest.classes):,}"),
+            ("parity error", f"{manifest.parity_error:.1e} of the output scale"),
+            ("bundle", str(bundle.path)),
+        ],
+        align="lr",
+    )

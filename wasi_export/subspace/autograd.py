@@ -1,0 +1,75 @@
+"""Forward and backward of a factored Linear whose input is kept compressed.
+
+    Z = X·rightᵀ            (…, K)
+    Y = Z·leftᵀ + bias      (…, O)
+
+Saved for backward: the Tucker core of X and its bases, the two factors. Neither X, nor Z, nor anything of
+shape O×I. With X̃ = P·Uᵀ the activation the core stands for (P its token-expanded core, U its feature basis):
+
+    Ḡ      = dY·left                (…, K)
+    dX     = Ḡ·right                exact
+    dBias  = Σ dY                   exact
+    dRight = Ḡᵀ·X̃ = (Ḡᵀ·P)·Uᵀ      (K, I)
+    dLeft  = dYᵀ·(X̃·rightᵀ) = dYᵀ·(P·(right·U)ᵀ)    (O, K)
+
+So the gradient of the factors is the exact gradient at X̃, and the error of compression goes nowhere else.
+
+Source: arXiv 2510.09160 eq. 8-10, written for the factors themselves in place of the dense weight.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from wasi_export.subspace.tucker import Bases, expand_tokens
+
+
+class SubspaceLinearFunction(torch.autograd.Function):
+    """y = (x·rightᵀ)·leftᵀ + bias, saving a given core and bases in place of x."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        left: Tensor,
+        right: Tensor,
+        bias: Tensor | None,
+        core: Tensor,
+        feature: Tensor | None,
+        token: Tensor | None,
+    ) -> Tensor:
+        """Returns y (…, O) for x (…, I); `core` and the bases are what `follow` made of x."""
+        ctx.save_for_backward(left, right, core, feature, token)
+        return F.linear(F.linear(x, right), left, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        """Returns the gradients of x, left, right and bias."""
+        left, right, core, feature, token = ctx.saved_tensors
+        needs_x, needs_left, needs_right, needs_bias = ctx.needs_input_grad[:4]
+        dY = grad_output.reshape(-1, grad_output.shape[-1])
+        G = dY @ left  # (T, K): cheap, and both dX and dRight need it
+        grad_x = grad_left = grad_right = grad_bias = None
+        if needs_x:
+            grad_x = (G @ right).reshape(*grad_output.shape[:-1], right.shape[1])
+        if needs_left or needs_right:
+            P = expand_tokens(core, Bases(feature, token))
+            P = P.reshape(-1, P.shape[-1])
+            if needs_right:
+                grad_right = G.T @ P
+                grad_right = grad_right if feature is None else grad_right @ feature.T
+            if needs_left:
+                projected = right if feature is None else right @ feature
+                # (dYᵀ·P)·projectedᵀ costs r·(T·O + O·K); the other order T·K·(r + O). Both are exact.
+                T, O, K, r = P.shape[0], dY.shape[1], left.shape[1], P.shape[1]
+                if r * (T * O + O * K) < T * K * (r + O):
+                    grad_left = (dY.T @ P) @ projected.T
+                else:
+                    grad_left = dY.T @ (P @ projected.T)
+        if needs_bias:
+            grad_bias = dY.sum(0)
+        return grad_x, grad_left, grad_right, grad_bias, None, None, None

@@ -1,0 +1,99 @@
+"""`SubspaceLinear`: a Linear layer that is two factors, and nothing of shape out×in."""
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from wasi_export.ranks import ActivationRanks
+from wasi_export.subspace.autograd import SubspaceLinearFunction
+from wasi_export.subspace.tucker import Bases, compress, follow
+
+BASIS_PERIOD = 8
+"""Differentiated forward passes from one move of the bases to the next. Moving them in each made a training
+step of a ViT-S/14 half as long again, most of it for the input of fc2; a subspace moves slowly."""
+
+
+class SubspaceLinear(nn.Module):
+    """y = (x·rightᵀ)·leftᵀ + bias, with the input kept compressed for the backward pass.
+
+    `left` (O×K), `right` (K×I) and `bias` (O) are the parameters. Where a mode of the activation is
+    compressed, its basis is a buffer, moved by one round of subspace iteration in every eighth forward pass
+    that will be differentiated, the first included; evaluation does not touch it, and the batch size does
+    not matter to it.
+
+    A new layer starts like a new `nn.Linear` (outputs of the same variance); `factorize_model` fills it with
+    the factors of a trained weight.
+    """
+
+    bias: nn.Parameter | None
+    feature_basis: Tensor | None
+    token_basis: Tensor | None
+    passes: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        *,
+        bias: bool = True,
+        activation: ActivationRanks | None = None,
+    ) -> None:
+        """Makes a layer of the given rank.
+
+        Args:
+            in_features: size I of the last axis of the input.
+            out_features: size O of the last axis of the output.
+            rank: K, columns of `left` and rows of `right`.
+            bias: whether there is a bias.
+            activation: ranks in which the input is kept; None keeps it whole.
+        """
+        super().__init__()
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        self.left = nn.Parameter(torch.empty(out_features, rank))
+        self.right = nn.Parameter(torch.empty(rank, in_features))
+        self.register_parameter("bias", nn.Parameter(torch.zeros(out_features)) if bias else None)
+        ranks = activation or ActivationRanks()
+        self.register_buffer("feature_basis", _leading_axes(in_features, ranks.feature))
+        self.register_buffer("token_basis", _leading_axes(ranks.token_count, ranks.token))
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+        nn.init.orthogonal_(self.left)
+        # Var(right·x) summed over K, spread over O by orthonormal columns, is that of nn.Linear's default.
+        nn.init.normal_(self.right, std=math.sqrt(out_features / (3 * in_features * rank)))
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """Returns y (…, O) for x (…, I)."""
+        if not self._will_be_differentiated() or torch.compiler.is_exporting():
+            return F.linear(F.linear(x, self.right), self.left, self.bias)
+        bases = Bases(self.feature_basis, self.token_basis)
+        with torch.no_grad():
+            if self.passes % BASIS_PERIOD == 0 or not bases.fit(x):
+                bases = follow(x, bases)
+                # New tensors, not updates in place: a forward pass before the last one's backward must not
+                # change what that one saved.
+                self.feature_basis, self.token_basis = bases.feature, bases.token
+            self.passes += 1
+            core = compress(x, bases)
+        return cast(
+            Tensor,
+            SubspaceLinearFunction.apply(
+                x, self.left, self.right, self.bias, core, bases.feature, bases.token
+            ),
+        )
+
+    def _will_be_differentiated(self) -> bool:
+        return torch.is_grad_enabled() and (self.left.requires_grad or self.right.requires_grad)
+
+    def extra_repr(self) -> str:
+        """Returns the sizes, as `nn.Linear` does."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
+
+
+def _leading_axes(size: int | None, rank: int | None) -> Tensor | None:
+    if size is None or rank is None:
+        return None
+    return torch.eye(size, rank)

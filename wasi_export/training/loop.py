@@ -1,0 +1,183 @@
+"""The training loop, the same for dense and factored models: timm's parts, accelerate's devices.
+
+A run can be stopped after any step and resumed to bit-identical weights: the order of the images, their
+augmentation, mixup, dropout and the learning rate follow from the seed and the position alone, and
+everything else is in the checkpoint.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader
+
+from wasi_export.artifact import write_bytes
+from wasi_export.config import TrainConfig
+from wasi_export.progress import Track, silent
+from wasi_export.training.data import Batch, EpochBatches
+from wasi_export.training.optim import create_optimizer, create_scheduler
+from wasi_export.training.resume import (
+    CHECKPOINT,
+    EpochMetrics,
+    Position,
+    TrainingInterrupted,
+    position_to_resume,
+    restore,
+    save_position,
+    stop_signals,
+)
+from wasi_export.training.step import TrainingStep
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean cross-entropy and top-1 accuracy over `count` images."""
+
+    loss: float
+    accuracy: float
+    count: int
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[Batch]) -> Evaluation:
+    """Returns loss and accuracy of the model over all batches; the model stays in the mode it was in."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    loss, correct, count = 0.0, 0, 0
+    try:
+        for images, labels in batches:
+            images, labels = images.to(device), labels.to(device)
+            logits = model(images)
+            loss += F.cross_entropy(logits, labels, reduction="sum").item()
+            correct += int((logits.argmax(1) == labels).sum())
+            count += len(labels)
+    finally:
+        model.train(was_training)
+    return Evaluation(loss / count, correct / count, count)
+
+
+def fit(
+    model: nn.Module,
+    train_loader: DataLoader[Batch],
+    val_loader: DataLoader[Batch],
+    config: TrainConfig,
+    run_dir: Path | None,
+    *,
+    seed: int,
+    key: str = "",
+    track: Track = silent,
+    on_epoch: Callable[[EpochMetrics], None] | None = None,
+) -> tuple[EpochMetrics, ...]:
+    """Trains the model, in place; returns the metrics of every epoch, those before a resume too.
+
+    Args:
+        model: a timm model, dense or factored.
+        train_loader: of `make_loader(training=True)`.
+        val_loader: evaluated after each epoch.
+        config: epochs, optimiser, schedule and regularisation.
+        run_dir: where metrics.jsonl and the checkpoint go and where a run resumes from; None keeps nothing.
+        seed: of dropout, stochastic depth and mixup.
+        key: of the configuration and start; a checkpoint with another key is refused.
+        track: progress display.
+        on_epoch: called with the metrics of each epoch as it ends.
+
+    Raises:
+        TrainingInterrupted: SIGINT or SIGTERM came; the last whole step is saved where there is a run_dir.
+        ConfigError: unknown optimiser or schedule, or a checkpoint of another configuration.
+        ModelFailedError: the loss is not finite.
+    """
+    batches = train_loader.batch_sampler
+    if not isinstance(batches, EpochBatches):
+        raise TypeError("train_loader must come from make_loader(training=True)")
+    accelerator = Accelerator()
+    model.to(accelerator.device).train()
+    optimizer = create_optimizer(model, config)
+    position = Position(key=key)
+    checkpoint = None if run_dir is None else run_dir / CHECKPOINT
+    if checkpoint is not None and (found := position_to_resume(checkpoint, key)):
+        position = found
+        restore(checkpoint, position, model, optimizer)
+
+    loader = accelerator.prepare(train_loader)
+    steps = len(loader)
+    scheduler = create_scheduler(optimizer, config, config.epochs * steps)
+    step = TrainingStep(
+        accelerator, accelerator.prepare(model), accelerator.prepare(optimizer), config, seed=seed
+    )
+
+    def save() -> None:
+        if run_dir is not None and checkpoint is not None and accelerator.is_main_process:
+            lines = "".join(f"{metrics.model_dump_json()}\n" for metrics in position.history)
+            write_bytes(run_dir / METRICS, lines.encode())
+            save_position(checkpoint, position, model, optimizer)
+
+    with stop_signals() as signals:
+        try:
+            for epoch in range(position.epoch, config.epochs):
+                batches.go_to(epoch, position.batch * accelerator.num_processes)
+                remaining = steps - position.batch
+                label = f"epoch {epoch + 1}/{config.epochs}"
+                clock = _Clock()
+                for images, labels in signals.guard(track(loader if remaining else (), label, remaining)):
+                    scheduler.step_update(position.step)
+                    loss = step(images, labels, position.step)
+                    wall, cpu = clock.lap()
+                    position = position.model_copy(
+                        update={
+                            "batch": position.batch + 1,
+                            "step": position.step + 1,
+                            "loss_sum": position.loss_sum + loss,
+                            "seconds": position.seconds + wall,
+                            "cpu_seconds": position.cpu_seconds + cpu,
+                        }
+                    )
+                result = evaluate(model, signals.guard(track(val_loader, "evaluate", len(val_loader))))
+                scheduler.step_update(position.step - 1)  # of the last step, also after a resume that took none
+                metrics = EpochMetrics(
+                    epoch=epoch + 1,
+                    step=position.step,
+                    train_loss=position.loss_sum / steps,
+                    val_loss=result.loss,
+                    val_accuracy=result.accuracy,
+                    lr=optimizer.param_groups[0]["lr"],
+                    seconds=position.seconds,
+                    cpu_seconds=position.cpu_seconds,
+                    images_per_second=steps
+                    * batches.batch_size
+                    * accelerator.num_processes
+                    / position.seconds,
+                )
+                position = Position(
+                    key=key, epoch=epoch + 1, step=position.step, history=(*position.history, metrics)
+                )
+                save()
+                if on_epoch is not None and accelerator.is_main_process:
+                    on_epoch(metrics)
+        except TrainingInterrupted:
+            save()
+            raise TrainingInterrupted(
+                f"interrupted at epoch {position.epoch + 1}, step {position.step}: "
+                + (f"saved {checkpoint}, the same command resumes" if checkpoint else "nothing is kept")
+            ) from None
+    return position.history
+
+
+class _Clock:
+    """Wall and processor time in seconds, lap by lap."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter(), time.process_time()
+
+    def lap(self) -> tuple[float, float]:
+        now = time.perf_counter(), time.process_time()
+        wall, cpu = now[0] - self._last[0], now[1] - self._last[1]
+        self._last = now
+        return wall, cpu

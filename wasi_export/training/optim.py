@@ -1,0 +1,83 @@
+"""Optimiser, parameter groups and learning-rate schedule, all of them timm's."""
+
+import difflib
+from typing import Any
+
+import timm
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
+from wasi_export.config import TrainConfig
+from wasi_export.errors import ConfigError
+from wasi_export.subspace import subspace_layers
+from wasi_export.training.models import head_modules
+
+SCHEDULES = ("cosine", "tanh", "poly", "wsd", "rsqrt", "constant")
+"""timm's schedules that are a function of the step alone, so that a resumed run needs no state of them."""
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Returns timm's weight-decay groups, split by learning rate: of the head, of the factors, of the rest.
+
+    As in timm, vectors, biases and what the model lists (position embedding, class token) are not decayed;
+    the factors `left` and `right` are.
+    """
+    excluded = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
+    rates = {
+        id(p): config.factor_lr for _, layer in subspace_layers(model) for p in (layer.left, layer.right)
+    }
+    rates |= {id(p): config.head_lr for module in head_modules(model) for p in module.parameters()}
+    groups = []
+    for group in param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=excluded):
+        by_rate: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            by_rate.setdefault(rates.get(id(parameter)) or config.lr, []).append(parameter)
+        for lr, parameters in by_rate.items():
+            groups.append({"params": parameters, "weight_decay": group["weight_decay"], "lr": lr})
+    return groups
+
+
+def create_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Returns timm's optimiser over `parameter_groups`.
+
+    Raises:
+        ConfigError: timm has no such optimiser.
+    """
+    known: list[str] = list_optimizers()
+    if config.opt.lower() not in known:
+        near = difflib.get_close_matches(config.opt.lower(), known, n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "see timm.optim.list_optimizers()"
+        raise ConfigError(f"timm {timm.__version__} has no optimizer {config.opt!r}: {hint}")
+    optimizer: torch.optim.Optimizer = create_optimizer_v2(
+        parameter_groups(model, config), opt=config.opt, lr=config.lr
+    )
+    return optimizer
+
+
+def create_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, total_steps: int) -> Scheduler:
+    """Returns timm's scheduler, to be asked with `step_update(step)` before every step.
+
+    The warm-up is linear from the first step and takes at most half of all steps.
+
+    Raises:
+        ConfigError: the schedule is unknown, or depends on more than the step.
+    """
+    if config.sched not in SCHEDULES:
+        raise ConfigError(f"sched must be one of {', '.join(SCHEDULES)}, got {config.sched!r}")
+    warmup = min(config.warmup_steps, total_steps // 2)
+    # With one update an epoch, what timm calls an epoch is a step.
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=config.sched,
+        num_epochs=max(1, total_steps),
+        warmup_epochs=warmup,
+        warmup_lr=config.lr / (warmup + 1),
+        step_on_epochs=False,
+        updates_per_epoch=1,
+    )
+    if scheduler is None:
+        raise ConfigError(f"timm {timm.__version__} has no schedule {config.sched!r}: update timm")
+    return scheduler

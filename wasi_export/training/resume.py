@@ -1,0 +1,197 @@
+"""Unfinished training on disk, and how Ctrl-C gets there: nothing is lost, nothing is half-written.
+
+One file holds everything, so that it is whole or not there: tensors as safetensors, the rest as JSON in
+the header. Random generators need no state: what is random follows from the seed and the position.
+"""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from wasi_export.artifact import write_bytes
+from wasi_export.config import Frozen
+from wasi_export.errors import ConfigError, IntegrityError
+
+CHECKPOINT = "checkpoint.safetensors"
+T = TypeVar("T")
+
+
+class EpochMetrics(Frozen):
+    """One line of metrics.jsonl."""
+
+    epoch: int
+    """Counted from 1."""
+    step: int
+    """Optimiser steps so far."""
+    train_loss: float
+    val_loss: float
+    val_accuracy: float
+    lr: float
+    """Learning rate of all but the head, at the last step."""
+    seconds: float
+    """Wall time of the training steps, with loading, without evaluation."""
+    cpu_seconds: float
+    """Processor time of the same, without the loader's workers."""
+    images_per_second: float
+
+
+class Position(Frozen):
+    """How far training is. Losses are kept exactly, so that a resumed run reports the same."""
+
+    key: str
+    epoch: int = 0
+    batch: int = 0
+    """Batches done in this epoch."""
+    step: int = 0
+    loss_sum: float = 0.0
+    """Sum of the losses of this epoch's batches."""
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    history: tuple[EpochMetrics, ...] = ()
+    optimizer_numbers: Mapping[str, bool | int | float] = {}
+    """What the optimiser keeps that is not a tensor."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Training was stopped by a signal after a whole step, and can be resumed; the message says where."""
+
+
+def save_position(path: Path, position: Position, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Writes parameters, buffers, optimiser state and position to one file."""
+    tensors = {f"model.{name}": tensor for name, tensor in _model_tensors(model).items()}
+    numbers: dict[str, bool | int | float] = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{name}"] = value
+            elif value is not None:
+                numbers[f"{index}.{name}"] = value
+    header = position.model_copy(update={"optimizer_numbers": numbers}).model_dump_json()
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, save(contiguous, metadata={"position": header}))
+
+
+def read_position(path: Path) -> Position | None:
+    """Returns how far an unfinished training is; None where there is none.
+
+    Raises:
+        IntegrityError: the file is no checkpoint.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            return Position.model_validate_json((file.metadata() or {}).get("position", ""))
+    except (OSError, SafetensorError, ValidationError) as error:
+        raise IntegrityError(
+            f"{path} is not a checkpoint of a training run ({str(error).splitlines()[0]}): start anew with "
+            "--force"
+        ) from error
+
+
+def position_to_resume(path: Path, key: str) -> Position | None:
+    """Returns how far the training with this key is; None where nothing was begun.
+
+    Raises:
+        ConfigError: the checkpoint belongs to another configuration or start.
+        IntegrityError: the file is no checkpoint.
+    """
+    position = read_position(path)
+    if position is not None and position.key != key:
+        raise ConfigError(
+            f"{path} is of another configuration or start (key {position.key}, this is {key}): train with "
+            "the same one to resume, or give --force to start anew"
+        )
+    return position
+
+
+def restore(path: Path, position: Position, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Loads what `save_position` wrote into a model and an optimiser, in place.
+
+    Raises:
+        IntegrityError: the tensors are not those of this model.
+    """
+    tensors = load_file(path)
+    own = _model_tensors(model)
+    stored = {
+        name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")
+    }
+    wrong = sorted(own.keys() ^ stored.keys()) + sorted(
+        name for name in own.keys() & stored.keys() if own[name].shape != stored[name].shape
+    )
+    if wrong:
+        raise IntegrityError(
+            f"{path} does not fit the model in {len(wrong)} tensors ({', '.join(wrong[:3])}): start anew "
+            "with --force"
+        )
+    with torch.no_grad():
+        for name, value in stored.items():
+            own[name].copy_(value)
+    states: dict[int, dict[str, Any]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, field = name.split(".", 2)
+            states.setdefault(int(index), {})[field] = value
+    for name, number in position.optimizer_numbers.items():
+        index, field = name.split(".", 1)
+        states.setdefault(int(index), {})[field] = number
+    # The groups are those of the configuration, which the key covers.
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+
+
+class StopSignals:
+    """Whether SIGINT or SIGTERM came."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def guard(self, items: Iterable[T]) -> Iterator[T]:
+        """Yields the items until a signal came.
+
+        Raises:
+            TrainingInterrupted: a signal came before the next item.
+        """
+        for item in items:
+            if self.received:
+                raise TrainingInterrupted
+            yield item
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[StopSignals]:
+    """Notes the first SIGINT and SIGTERM instead of obeying it; a second one acts at once.
+
+    Outside the main thread, where Python allows no handlers, signals do what they did before.
+    """
+    signals = StopSignals()
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        signals.received = True
+        signal.signal(number, previous[signal.Signals(number)])
+
+    for number in previous:
+        signal.signal(number, note)
+    try:
+        yield signals
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Returns parameters and all buffers, those that a state_dict leaves out too; tied tensors once."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())

@@ -1,0 +1,220 @@
+"""One training stage, from a configuration to a finished run folder; the same for `train` and `run`."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from accelerate import PartialState
+from torch import nn
+
+from wasi_export.artifact import file_sha256, fingerprint, write_bytes
+from wasi_export.config import Config, TrainMethod
+from wasi_export.datasets import ImageSet, load_data
+from wasi_export.errors import ArtifactExistsError, ConfigError, UsageError
+from wasi_export.progress import Track, silent
+from wasi_export.ranks import Plan
+from wasi_export.subspace.inject import factorize_model, install_layers
+from wasi_export.training.checkpoint import (
+    CONFIG,
+    FACTS,
+    PLAN,
+    WEIGHTS,
+    RunFacts,
+    load_run,
+    read_facts,
+    require_facts,
+    save_run,
+    write_config,
+)
+from wasi_export.training.data import Batch, make_loader, random_numbers
+from wasi_export.training.loop import METRICS, evaluate, fit
+from wasi_export.training.models import create_model, input_spec
+from wasi_export.training.resume import CHECKPOINT, EpochMetrics, position_to_resume, read_position
+
+RUN_FILES = frozenset({FACTS, WEIGHTS, CONFIG, PLAN, METRICS, CHECKPOINT})
+
+
+def first_model(config: Config, classes: tuple[str, ...], init: Path | None = None) -> nn.Module:
+    """Returns the dense model with the weights it starts from; random ones follow from the seed.
+
+    Args:
+        config: the model and the seed.
+        classes: of the training images.
+        init: a finished dense run that gives the weights; None: `config.model` does.
+
+    Raises:
+        ConfigError: `init` is of another model or other classes, or is factored already.
+    """
+    if init is None:
+        with random_numbers(config.seed):
+            return create_model(config.model, len(classes))
+    run = load_run(init)
+    if run.plan is not None:
+        raise ConfigError(f"{init} is factored already: give a dense run as --init")
+    if run.facts.classes != classes:
+        raise ConfigError(
+            f"{init} was trained for {len(run.facts.classes)} classes "
+            f"({', '.join(run.facts.classes[:5])}, …), "
+            f"the data have {len(classes)} ({', '.join(classes[:5])}, …)"
+        )
+    for field in ("name", "img_size", "in_chans", "kwargs"):
+        there, here = getattr(run.config.model, field), getattr(config.model, field)
+        if there != here:
+            raise ConfigError(
+                f"{init} is of another model: model.{field} is {there!r} there and {here!r} here"
+            )
+    return run.model
+
+
+def factorize(config: Config, model: nn.Module, images: ImageSet, *, track: Track = silent) -> Plan:
+    """Factors a model, in place, by the inputs that training images give its layers; returns the plan."""
+    chosen = images.sample(config.subspace.calibration_images, config.seed)
+    device = PartialState().device
+    loader = make_loader(chosen, input_spec(model, config), config.data, training=False)
+    inputs = (batch.to(device) for batch, _ in loader)
+    return factorize_model(model.to(device), inputs, config.subspace, total=len(loader), track=track)
+
+
+def train_run(
+    config: Config,
+    method: TrainMethod,
+    run_dir: Path,
+    *,
+    init: Path | None = None,
+    force: bool = False,
+    replace: bool = False,
+    track: Track = silent,
+    on_epoch: Callable[[EpochMetrics], None] | None = None,
+) -> RunFacts:
+    """Trains one stage into a folder, resuming where it was interrupted; returns what came out.
+
+    A finished run of the same key is returned as it is.
+
+    Args:
+        config: the whole configuration.
+        method: dense, or subspace with factored layers.
+        run_dir: the run folder.
+        init: a finished dense run whose weights are the first ones; None: those of `config.model`.
+        force: start anew even where the folder holds this very run.
+        replace: start anew where the folder holds a run of another configuration, instead of refusing.
+        track: progress display.
+        on_epoch: called with the metrics of each epoch as it ends.
+
+    Raises:
+        ArtifactExistsError: the folder holds another finished run, or other files.
+        TrainingInterrupted: a signal came; the run can be resumed.
+    """
+    train, val = load_data(config.data)
+    key = run_key(config, method, train, val, init)
+    _open_folder(run_dir)
+    if force or (replace and _key_in(run_dir) != key):
+        _empty(run_dir)
+    if (facts := read_facts(run_dir)) is not None:
+        if facts.key == key:
+            write_config(run_dir, config)  # what the weights do not follow from may be new
+            return facts
+        raise ArtifactExistsError(
+            f"{run_dir} holds a finished run of another configuration (key {facts.key}, this is {key}): "
+            "choose another folder or give --force"
+        )
+    resumes = position_to_resume(run_dir / CHECKPOINT, key) is not None
+    model = first_model(config, train.classes, init)
+    if method == "subspace":
+        if resumes:
+            install_layers(model, Plan.load(run_dir / PLAN))
+        else:
+            plan = factorize(config, model, train, track=track)
+            write_bytes(run_dir / PLAN, plan.model_dump_json(indent=2).encode())
+    spec = input_spec(model, config)
+    val_loader = make_loader(val, spec, config.data, training=False)
+    history = fit(
+        model,
+        make_loader(train, spec, config.data, training=True, seed=config.seed),
+        val_loader,
+        getattr(config.train, method),
+        run_dir,
+        seed=config.seed,
+        key=key,
+        track=track,
+        on_epoch=on_epoch,
+    )
+    facts = RunFacts(
+        name=config.name,
+        method=method,
+        classes=train.classes,
+        input=spec,
+        seed=config.seed,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        metrics=_summary(history) or _evaluated(model, track(val_loader, "evaluate", len(val_loader))),
+        data_fingerprint=train.fingerprint,
+        key=key,
+        weights_sha256="",
+    )
+    processes = PartialState()
+    if processes.is_main_process:
+        facts = save_run(run_dir, model, config, facts)
+        (run_dir / CHECKPOINT).unlink(missing_ok=True)
+    processes.wait_for_everyone()
+    return facts
+
+
+def run_key(config: Config, method: TrainMethod, train: ImageSet, val: ImageSet, init: Path | None) -> str:
+    """Returns the hash of all that the weights of a run follow from.
+
+    Raises:
+        IntegrityError: `init` is no finished run.
+    """
+    checkpoint = config.model.checkpoint
+    return fingerprint(
+        method,
+        config.seed,
+        config.model,
+        file_sha256(checkpoint) if checkpoint is not None and checkpoint.is_file() else None,
+        config.data.model_copy(update={"workers": 0}),
+        config.subspace if method == "subspace" else None,
+        getattr(config.train, method),
+        train.fingerprint,
+        val.fingerprint,
+        None if init is None else require_facts(init).weights_sha256,
+    )
+
+
+def _summary(history: tuple[EpochMetrics, ...]) -> dict[str, float]:
+    if not history:
+        return {}
+    return {
+        "val_accuracy": history[-1].val_accuracy,
+        "val_loss": history[-1].val_loss,
+        "train_loss": history[-1].train_loss,
+        "epochs": len(history),
+        "seconds": sum(metrics.seconds for metrics in history),
+        "cpu_seconds": sum(metrics.cpu_seconds for metrics in history),
+    }
+
+
+def _evaluated(model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+    result = evaluate(model, batches)
+    return {"val_accuracy": result.accuracy, "val_loss": result.loss, "epochs": 0}
+
+
+def _open_folder(run_dir: Path) -> None:
+    """Makes the run folder; refuses one that holds other things."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write {run_dir}: {error}: choose another place") from error
+    names = (path.name for path in run_dir.iterdir())
+    others = sorted(name for name in names if name not in RUN_FILES and not name.startswith("."))
+    if others:
+        raise ArtifactExistsError(f"{run_dir} holds other files ({', '.join(others[:3])}): name a new folder")
+
+
+def _key_in(run_dir: Path) -> str | None:
+    """Returns the key of the finished or unfinished run in a folder."""
+    found = read_facts(run_dir) or read_position(run_dir / CHECKPOINT)
+    return None if found is None else found.key
+
+
+def _empty(run_dir: Path) -> None:
+    """Deletes the files of a run."""
+    for name in RUN_FILES:
+        (run_dir / name).unlink(missing_ok=True)
