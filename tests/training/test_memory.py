@@ -1,4 +1,3 @@
-import os
 import sys
 
 import pytest
@@ -68,9 +67,3 @@ def test_a_failure_tells_its_last_line():
     wrong = job().model_copy(update={"train": TrainConfig(opt="nonsense")})
     with pytest.raises(ModelFailedError, match=r"ended with 1: .*no optimizer 'nonsense'"):
         measure_step_memory(wrong)
-
-
-def test_the_environment_of_this_process_is_left_alone():
-    before = dict(os.environ)
-    measure_step_memory(job())
-    assert dict(os.environ) == before

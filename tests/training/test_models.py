@@ -110,7 +110,7 @@ def test_an_unknown_model_name_gets_the_nearest_ones(tiny):
 
 
 def test_an_unknown_model_argument_is_named(tiny):
-    with pytest.raises(ConfigError, match="cannot make vit_tiny_patch16_224 .*'dept'"):
+    with pytest.raises(ConfigError, match=r"cannot make vit_tiny_patch16_224 .*'dept'"):
         create_model(tiny("model.kwargs.dept=3").model, 10)
 
 

@@ -43,7 +43,7 @@ def test_an_unknown_optimizer_gets_the_nearest_ones(model):
 
 def test_an_unknown_schedule_is_refused_with_the_known_ones(model):
     config = TrainConfig(sched="plateau")
-    with pytest.raises(ConfigError, match="sched must be one of cosine, .*got 'plateau'"):
+    with pytest.raises(ConfigError, match=r"sched must be one of cosine, .*got 'plateau'"):
         create_scheduler(create_optimizer(model, config), config, 10)
 
 

@@ -93,20 +93,29 @@ def test_a_checkpoint_of_another_model_is_refused(tiny, model, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_is_noted_and_ends_the_work_between_two_items(number):
     seen = []
-    with pytest.raises(TrainingInterrupted), stop_signals() as signals:
-        for item in signals.guard(range(5)):
-            seen.append(item)
-            if item == 1:
-                os.kill(os.getpid(), number)
-                seen.append("after the signal")
+
+    def work():
+        with stop_signals() as signals:
+            for item in signals.guard(range(5)):
+                seen.append(item)
+                if item == 1:
+                    os.kill(os.getpid(), number)
+                    seen.append("after the signal")
+
+    with pytest.raises(TrainingInterrupted):
+        work()
     assert seen == [0, 1, "after the signal"]
 
 
 def test_a_second_ctrl_c_acts_at_once():
-    with pytest.raises(KeyboardInterrupt) as error, stop_signals():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-        pytest.fail("the second signal did nothing")
+    def press_twice():
+        with stop_signals():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("the second signal did nothing")
+
+    with pytest.raises(KeyboardInterrupt) as error:
+        press_twice()
     assert not isinstance(error.value, TrainingInterrupted)
 
 

@@ -25,7 +25,6 @@ app = typer.Typer(
     help="From a timm vision transformer and labelled images to a validated low-rank ONNX model.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich panels would take half of the time that --help has
     context_settings={"help_option_names": ["-h", "--help"]},

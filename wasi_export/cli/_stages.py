@@ -1,7 +1,8 @@
 """Which stages of `wasi-export run` are done: the hash of a stage's inputs, and a file that remembers it.
 
     dense ─► baseline ─┐
-      └─► subspace ─► bundle ─► report
+      ├─► subspace ─► bundle ─► report
+      └──────┴──────► memory ───┘
 
 A key covers the configuration a stage reads, the key of the stage before, the images, and the versions of
 what computes it. Nothing here imports torch, so that a run that is finished ends in seconds.
@@ -30,6 +31,7 @@ class StageKeys:
     subspace: str
     baseline: str
     bundle: str
+    memory: str
     report: str
 
     @classmethod
@@ -49,8 +51,9 @@ class StageKeys:
         subspace = fingerprint(dense, config.subspace, config.train.subspace)
         exported = config.name, config.export, config.thresholds.max_parity_error, exporter
         baseline, bundle = fingerprint(dense, *exported), fingerprint(subspace, *exported)
-        report = fingerprint(baseline, bundle, config.thresholds, _versions("onnxruntime"))
-        return cls(dense, subspace, baseline, bundle, report)
+        memory = fingerprint(dense, subspace)
+        report = fingerprint(baseline, bundle, memory, config.thresholds, _versions("onnxruntime"))
+        return cls(dense, subspace, baseline, bundle, memory, report)
 
 
 class StageCache:

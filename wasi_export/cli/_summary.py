@@ -1,7 +1,7 @@
 """What `wasi-export run` ends with: dense against low-rank in one table."""
 
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from pydantic import ValidationError
 
@@ -9,6 +9,8 @@ from wasi_export.artifact import Bundle
 from wasi_export.config import Frozen
 from wasi_export.errors import IntegrityError
 from wasi_export.report import Report
+
+D = TypeVar("D", bound=Frozen)
 
 COLUMNS = ("", "accuracy", "parameters", "model.onnx MB", "latency ms", "ratio", "training MB")
 
@@ -41,6 +43,13 @@ class ModelSummary(Frozen):
         )
 
 
+class StepMemoryPair(Frozen):
+    """Peak memory of a training step, in 10^6 bytes; None where it cannot be measured."""
+
+    dense_mb: float | None = None
+    low_rank_mb: float | None = None
+
+
 class RunSummary(Frozen):
     """The result of the pipeline."""
 
@@ -59,15 +68,14 @@ class RunSummary(Frozen):
         baseline: Bundle,
         bundle: Bundle,
         *,
+        memory: StepMemoryPair,
         report_path: Path,
-        step_memory_mb: tuple[float, float] | None,
     ) -> Self:
-        """Returns the summary of a report on both bundles and real images; memory is (dense, low-rank)."""
+        """Returns the summary of a report on both bundles and real images."""
         values = {check.name: check.value for check in report.checks}
         accuracy, drop = values["accuracy"], values["accuracy drop"]
         assert accuracy is not None
         assert drop is not None
-        dense_memory, memory = step_memory_mb or (None, None)
         first, second = report.latency
         return cls(
             name=report.model,
@@ -80,7 +88,7 @@ class RunSummary(Frozen):
                 size_mb=baseline.model_path.stat().st_size / 1e6,
                 latency_ms=first.p50_ms,
                 latency_ratio=first.ratio_to_first,
-                step_memory_mb=dense_memory,
+                step_memory_mb=memory.dense_mb,
             ),
             low_rank=ModelSummary(
                 model="low-rank",
@@ -89,21 +97,21 @@ class RunSummary(Frozen):
                 size_mb=bundle.model_path.stat().st_size / 1e6,
                 latency_ms=second.p50_ms,
                 latency_ratio=second.ratio_to_first,
-                step_memory_mb=memory,
+                step_memory_mb=memory.low_rank_mb,
             ),
             bundle=bundle.path,
             report=report_path,
         )
 
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Returns the summary in a JSON file.
 
-        Raises:
-            IntegrityError: the file is not one.
-        """
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            first = " ".join(str(error).splitlines()[:3])
-            raise IntegrityError(f"{path} is not a summary of a run: {first}: run with --force") from error
+def read_document(model: type[D], path: Path) -> D:
+    """Returns what a finished stage wrote.
+
+    Raises:
+        IntegrityError: the file is not what was written.
+    """
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        first = " ".join(str(error).splitlines()[:3])
+        raise IntegrityError(f"{path} is not what a run wrote: {first}: run with --force") from error

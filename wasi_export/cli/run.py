@@ -11,7 +11,6 @@ from wasi_export.cli._torch import prepare_torch
 from wasi_export.cli.train import epoch_line
 
 if TYPE_CHECKING:
-    from wasi_export.artifact import Manifest
     from wasi_export.cli._stages import StageCache, StageKeys
     from wasi_export.cli._summary import RunSummary
     from wasi_export.config import Config, TrainMethod
@@ -66,7 +65,7 @@ class _Pipeline:
 
     def run(self) -> "RunSummary":
         """Does what is not done yet; returns the summary."""
-        from wasi_export.cli._summary import RunSummary
+        from wasi_export.cli._summary import RunSummary, read_document
 
         report = self.folder / "report"
         files = [report / name for name in ("summary.json", "report.json", "report.md")]
@@ -75,8 +74,9 @@ class _Pipeline:
             self._train("subspace", self.keys.subspace)
             self._export("dense", "baseline", self.keys.baseline)
             self._export("subspace", "bundle", self.keys.bundle)
+            self._measure_memory(report / "memory.json")
             self._validate(report)
-        return RunSummary.load(report / "summary.json")
+        return read_document(RunSummary, report / "summary.json")
 
     def _train(self, method: "TrainMethod", key: str) -> None:
         """Trains a stage, or resumes it; the subspace stage starts from the dense one."""
@@ -115,10 +115,43 @@ class _Pipeline:
         export_run(self.folder / method, destination, force=True)
         self.cache.finish(name, key)
 
+    def _measure_memory(self, path: Path) -> None:
+        """Measures the peak memory of a training step, dense and low-rank, where the system tells it."""
+        if self.cache.is_done("memory", self.keys.memory, [path]):
+            return
+        prepare_torch()
+        from wasi_export.artifact import write_bytes
+        from wasi_export.cli._summary import StepMemoryPair
+        from wasi_export.errors import HostError
+        from wasi_export.training.checkpoint import load_run
+        from wasi_export.training.memory import StepJob, measure_step_memory
+
+        def measure(method: "TrainMethod") -> float:
+            run = load_run(self.folder / method)
+            job = StepJob(
+                model=self.config.model,
+                train=getattr(self.config.train, method),
+                input=run.facts.input,
+                num_classes=len(run.facts.classes),
+                plan=run.plan,
+                batch_size=self.config.data.batch_size,
+            )
+            return measure_step_memory(job).peak_mb
+
+        self.cache.begin("memory")
+        _say("memory: measuring training steps")
+        try:
+            pair = StepMemoryPair(dense_mb=measure("dense"), low_rank_mb=measure("subspace"))
+        except HostError as error:
+            _say(f"  not measured: {error}")
+            pair = StepMemoryPair()
+        write_bytes(path, pair.model_dump_json().encode())
+        self.cache.finish("memory", self.keys.memory)
+
     def _validate(self, folder: Path) -> None:
-        """Validates the bundle against the baseline, measures training memory, and writes the report."""
+        """Validates the bundle against the baseline, on the validation images, and writes the report."""
         from wasi_export.artifact import Bundle, write_bytes
-        from wasi_export.cli._summary import RunSummary
+        from wasi_export.cli._summary import RunSummary, StepMemoryPair, read_document
         from wasi_export.datasets import load_data
         from wasi_export.runtimes.validate import validate, write_report
 
@@ -126,43 +159,12 @@ class _Pipeline:
         _say(f"report: validating, {folder}")
         baseline, bundle = Bundle.open(self.folder / "baseline"), Bundle.open(self.folder / "bundle")
         images = load_data(self.config.data)[1]
-        thresholds = self.config.thresholds
-        report = validate(bundle, thresholds, baseline=baseline, images=images, track=track)
+        report = validate(bundle, self.config.thresholds, baseline=baseline, images=images, track=track)
         write_report(report, folder)
-        summary = RunSummary.of(
-            report,
-            baseline,
-            bundle,
-            report_path=folder / "report.md",
-            step_memory_mb=self._step_memory_mb(bundle.manifest),
-        )
+        memory = read_document(StepMemoryPair, folder / "memory.json")
+        summary = RunSummary.of(report, baseline, bundle, memory=memory, report_path=folder / "report.md")
         write_bytes(folder / "summary.json", (summary.model_dump_json(indent=2) + "\n").encode())
         self.cache.finish("report", self.keys.report)
-
-    def _step_memory_mb(self, manifest: "Manifest") -> tuple[float, float] | None:
-        """Returns the peak memory of a training step, dense and low-rank; None where Linux is not."""
-        prepare_torch()
-        from wasi_export.errors import HostError
-        from wasi_export.ranks import Plan
-        from wasi_export.training.memory import StepJob, measure_step_memory
-
-        def measure(method: "TrainMethod", plan: Plan | None) -> float:
-            job = StepJob(
-                model=self.config.model,
-                train=getattr(self.config.train, method),
-                input=manifest.input,
-                num_classes=len(manifest.classes),
-                plan=plan,
-                batch_size=self.config.data.batch_size,
-            )
-            return measure_step_memory(job).peak_mb
-
-        plan = Plan.load(self.folder / "subspace" / "plan.json")
-        try:
-            return measure("dense", None), measure("subspace", plan)
-        except HostError as error:
-            _say(f"  training memory is not measured: {error}")
-            return None
 
 
 def _print_summary(summary: "RunSummary") -> None:

@@ -140,11 +140,11 @@ def fit(
                         }
                     )
                 result = evaluate(model, signals.guard(track(val_loader, "evaluate", len(val_loader))))
-                scheduler.step_update(position.step - 1)  # of the last step, also after a resume that took none
+                scheduler.step_update(position.step - 1)  # a resume may have taken no step
                 metrics = EpochMetrics(
                     epoch=epoch + 1,
                     step=position.step,
-                    train_loss=position.loss_sum / steps,
+                    train_loss=_mean(position.loss_sum / steps, accelerator),
                     val_loss=result.loss,
                     val_accuracy=result.accuracy,
                     lr=optimizer.param_groups[0]["lr"],
@@ -159,7 +159,7 @@ def fit(
                     key=key, epoch=epoch + 1, step=position.step, history=(*position.history, metrics)
                 )
                 save()
-                if on_epoch is not None and accelerator.is_main_process:
+                if on_epoch is not None:
                     on_epoch(metrics)
         except TrainingInterrupted:
             save()
@@ -168,6 +168,14 @@ def fit(
                 + (f"saved {checkpoint}, the same command resumes" if checkpoint else "nothing is kept")
             ) from None
     return position.history
+
+
+def _mean(value: float, accelerator: Accelerator) -> float:
+    """Returns the mean over the processes, which have seen different images."""
+    if accelerator.num_processes == 1:
+        return value
+    mean: torch.Tensor = accelerator.reduce(torch.tensor(value, device=accelerator.device), "mean")
+    return mean.item()
 
 
 class _Clock:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from accelerate import PartialState
+from accelerate import Accelerator
 from torch import nn
 
 from wasi_export.artifact import file_sha256, fingerprint, write_bytes
@@ -68,7 +68,7 @@ def first_model(config: Config, classes: tuple[str, ...], init: Path | None = No
 def factorize(config: Config, model: nn.Module, images: ImageSet, *, track: Track = silent) -> Plan:
     """Factors a model, in place, by the inputs that training images give its layers; returns the plan."""
     chosen = images.sample(config.subspace.calibration_images, config.seed)
-    device = PartialState().device
+    device = Accelerator().device
     loader = make_loader(chosen, input_spec(model, config), config.data, training=False)
     inputs = (batch.to(device) for batch, _ in loader)
     return factorize_model(model.to(device), inputs, config.subspace, total=len(loader), track=track)
@@ -106,8 +106,10 @@ def train_run(
     train, val = load_data(config.data)
     key = run_key(config, method, train, val, init)
     _open_folder(run_dir)
-    if force or (replace and _key_in(run_dir) != key):
+    processes = Accelerator()
+    if processes.is_main_process and (force or (replace and _key_in(run_dir) != key)):
         _empty(run_dir)
+    processes.wait_for_everyone()
     if (facts := read_facts(run_dir)) is not None:
         if facts.key == key:
             write_config(run_dir, config)  # what the weights do not follow from may be new
@@ -123,7 +125,8 @@ def train_run(
             install_layers(model, Plan.load(run_dir / PLAN))
         else:
             plan = factorize(config, model, train, track=track)
-            write_bytes(run_dir / PLAN, plan.model_dump_json(indent=2).encode())
+            if processes.is_main_process:
+                write_bytes(run_dir / PLAN, plan.model_dump_json(indent=2).encode())
     spec = input_spec(model, config)
     val_loader = make_loader(val, spec, config.data, training=False)
     history = fit(
@@ -149,7 +152,6 @@ def train_run(
         key=key,
         weights_sha256="",
     )
-    processes = PartialState()
     if processes.is_main_process:
         facts = save_run(run_dir, model, config, facts)
         (run_dir / CHECKPOINT).unlink(missing_ok=True)

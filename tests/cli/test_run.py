@@ -1,0 +1,117 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from wasi_export.artifact import Bundle
+from wasi_export.cli import app
+from wasi_export.config import Config
+
+# Wide enough for its factors to pay, trained far too short to be good.
+CONFIG = """
+name = "tiny"
+[model]
+name = "vit_tiny_patch16_224"
+img_size = 16
+in_chans = 1
+kwargs = { embed_dim = 128, depth = 2, num_heads = 2, patch_size = 4 }
+[data]
+source = "digits"
+train_images = 64
+val_images = 20
+batch_size = 16
+[subspace]
+calibration_images = 32
+[train.dense]
+epochs = 1
+[train.subspace]
+epochs = 1
+"""
+STAGES = [
+    "dense: training",
+    "subspace: training",
+    "baseline: exporting",
+    "bundle: exporting",
+    "memory: measuring training steps",
+    "report: validating",
+]
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["run", *map(str, arguments)])
+
+
+def stages_of(result):
+    """Returns the stages that were done, by the lines on stderr."""
+    return [line.split(",")[0] for line in result.stderr.splitlines() if not line.startswith(" ")]
+
+
+def test_a_dry_run_prints_the_whole_configuration_and_does_nothing(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(config, "--dry-run", "-s", "train.dense.lr=0.5")
+    assert result.exit_code == 0
+    (tmp_path / "again.toml").write_text(result.stdout)
+    assert Config.from_toml(tmp_path / "again.toml") == Config.from_toml(config, ["train.dense.lr=0.5"])
+    assert "weight_decay = 0.05" in result.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_wrong_key_is_one_line(config):
+    result = run(config, "-s", "thresholds.min_acuracy=0.9")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"error: {config}: unknown key 'thresholds.min_acuracy', did you mean 'min_accuracy'?\n"
+    )
+
+
+@pytest.mark.slow
+def test_the_pipeline_does_each_stage_once(config, tmp_path):
+    folder = tmp_path / "out"
+    first = run(config, "-o", folder, "--json")
+    assert first.exit_code == 0, first.output
+    assert stages_of(first) == STAGES
+    summary = json.loads(first.stdout)
+    assert summary["dense"]["parameters"] > summary["low_rank"]["parameters"]
+    assert summary["dense"]["size_mb"] > summary["low_rank"]["size_mb"]
+    assert summary["dense"]["step_memory_mb"] > 0
+    assert summary["dense"]["latency_ratio"] == 1.0
+    assert Bundle.open(folder / "bundle").manifest.model.method == "subspace"
+    assert Bundle.open(folder / "baseline").manifest.model.method == "dense"
+    assert {path.name for path in (folder / "report").iterdir()} == {
+        "report.json",
+        "report.md",
+        "summary.json",
+        "memory.json",
+    }
+
+    again = run(config, "-o", folder)
+    assert again.exit_code == 0
+    assert again.stderr == ""
+    assert f"bundle: {folder / 'bundle'}" in again.stdout
+    assert f"report: {folder / 'report' / 'report.md'}" in again.stdout
+
+    # Only what depends on the change is done again; a threshold that is missed is the exit code.
+    stricter = run(config, "-o", folder, "-s", "thresholds.min_accuracy=1.0")
+    assert stages_of(stricter) == STAGES[-1:]
+    assert stricter.exit_code == 1
+    assert "failed: accuracy" in stricter.stdout
+    assert run(config, "-o", folder, "-s", "thresholds.min_accuracy=1.0").exit_code == 1
+
+    longer = run(config, "-o", folder, "-s", "train.subspace.epochs=2")
+    assert stages_of(longer) == [STAGES[1], *STAGES[3:]]
+    assert longer.exit_code == 0
+    assert longer.stderr.count("epoch ") == 2
+
+    other_opset = run(config, "-o", folder, "-s", "train.subspace.epochs=2", "-s", "export.opset=20")
+    assert stages_of(other_opset) == [*STAGES[2:4], STAGES[5]]
+    assert Bundle.open(folder / "bundle").manifest.opset == 20
+
+    forced = run(config, "-o", folder, "--force")
+    assert stages_of(forced) == STAGES
