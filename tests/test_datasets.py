@@ -10,16 +10,19 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from wasi_export.config import DataConfig
 from wasi_export.datasets import (
     FASHION_MNIST_CLASSES,
     FASHION_MNIST_ROOT,
     ImageSet,
+    download_fashion_mnist,
     image_folder,
+    load_data,
     load_labelled,
     load_splits,
     read_image,
 )
-from wasi_export.errors import DataError, NothingToCheckError
+from wasi_export.errors import DataError, HostError, NothingToCheckError
 
 IDX_FILES = {
     "train-images-idx3-ubyte": (6, 28, 28),
@@ -210,10 +213,26 @@ def test_idx_files_may_be_unpacked(idx_folder: Path) -> None:
     assert load_splits("fashion-mnist", root=idx_folder)[0].fingerprint == packed.fingerprint
 
 
-def test_missing_idx_files_say_where_to_get_them(tmp_path: Path) -> None:
+def test_what_torchvision_downloaded_before_is_not_downloaded_again(idx_folder: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "data" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in IDX_FILES:
+        (raw / name).write_bytes(gzip.decompress((idx_folder / f"{name}.gz").read_bytes()))
+    config = DataConfig(source="fashion-mnist", root=tmp_path / "data", download=True)
+    train, val = load_data(config)
+    assert (len(train), len(val)) == (6, 4)
+
+
+def test_a_download_that_fails_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(
-        DataError, match=r"no .*train-images.*: install Debian's dataset-fashion-mnist, or set"
+        HostError, match=r"torchvision cannot download fashion-mnist .*: check the network, or"
     ):
+        download_fashion_mnist(tmp_path / "file")
+
+
+def test_missing_idx_files_say_where_to_get_them(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no .*train-images.*: install Debian's dataset-fashion-mnist, set"):
         load_splits("fashion-mnist", root=tmp_path)
 
 

@@ -45,6 +45,7 @@ class DataConfig(Frozen):
 
     source: str = Field("digits", description="`digits`, `fashion-mnist`, or a folder of class folders")
     root: Path | None = Field(None, description="folder of the IDX files of `fashion-mnist`")
+    download: bool = Field(False, description="let torchvision download `fashion-mnist` below root, once")
     train_images: int | None = Field(None, ge=1, description="train on the first n of the shuffled images")
     val_images: int | None = Field(None, ge=1, description="validate on the first n of the shuffled images")
     val_fraction: float = Field(0.2, gt=0, lt=1, description="held out where the source has no val split")

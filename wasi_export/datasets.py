@@ -20,7 +20,7 @@ from PIL import Image
 
 from wasi_export._extras import require
 from wasi_export.config import DataConfig
-from wasi_export.errors import DataError, NothingToCheckError
+from wasi_export.errors import DataError, HostError, NothingToCheckError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 FASHION_MNIST_ROOT = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package
@@ -95,10 +95,35 @@ def load_data(config: DataConfig) -> tuple[ImageSet, ImageSet]:
 
     Raises:
         DataError: the source is unknown or cannot be read.
+        HostError: a download that was asked for failed.
         NothingToCheckError: a folder holds no images.
     """
-    train, val = load_splits(config.source, root=config.root, val_fraction=config.val_fraction)
+    root = config.root
+    if config.download and config.source == "fashion-mnist":
+        root = download_fashion_mnist(root or Path("data"))
+    train, val = load_splits(config.source, root=root, val_fraction=config.val_fraction)
     return train.sample(config.train_images, seed=0), val.sample(config.val_images, seed=0)
+
+
+def download_fashion_mnist(root: Path) -> Path:
+    """Returns the folder of IDX files that torchvision downloads below `root`, if they are not there yet.
+
+    Raises:
+        HostError: the download failed.
+        MissingExtraError: torchvision is not installed.
+    """
+    folder = root / "FashionMNIST" / "raw"
+    if not all((folder / f"{split}-labels-idx1-ubyte").exists() for split in ("train", "t10k")):
+        datasets = require("torchvision.datasets", extra="train")
+        try:
+            datasets.FashionMNIST(str(root), download=True)
+        except (OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise HostError(
+                f"torchvision cannot download fashion-mnist to {root} ({reason}): check the network, or set "
+                "data.root to a folder of its IDX files"
+            ) from error
+    return folder
 
 
 def load_labelled(source: str, classes: Sequence[str], *, root: Path | None = None) -> ImageSet:
@@ -216,7 +241,8 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
         data = gzip.decompress(path.read_bytes()) if path.exists() else plain.read_bytes()
     except FileNotFoundError:
         raise DataError(
-            f"no {path}: install Debian's dataset-fashion-mnist, or set data.root to the folder of IDX files"
+            f"no {path}: install Debian's dataset-fashion-mnist, set data.root to the folder of IDX files, "
+            "or data.download = true"
         ) from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}") from error

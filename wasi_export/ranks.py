@@ -1,8 +1,8 @@
 """Which rank a Linear layer gets, and the plan that records it. Pure numpy.
 
 A pair `left (O×K) · right (K×I)` has K(O+I) parameters against O·I, so it pays only below the break-even
-rank K* = O·I/(O+I). Ranks are rounded to a multiple of 8: the runtime's matrix kernels compute columns in blocks
-of 16, the last of them also of 8, and a rank just past a block costs up to 13 % (docs/inference.md).
+rank K* = O·I/(O+I). Ranks are rounded to a multiple of 8: the runtime's matrix kernels compute columns in
+blocks of 16, the last of them also of 8, and a rank just past a block costs up to 13 % (docs/inference.md).
 """
 
 from pathlib import Path

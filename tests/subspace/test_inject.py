@@ -16,18 +16,15 @@ from wasi_export.subspace import SubspaceLinear, factorize_model, install_layers
 WIDTH, TOKENS = 64, 17
 
 
+def make_vit(*, seed: int = 0, embed_dim: int = WIDTH) -> nn.Module:
+    torch.manual_seed(seed)
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": embed_dim, "depth": 2, "num_heads": 2}
+    return timm.create_model("vit_tiny_patch16_224", num_classes=5, **sizes).eval()
+
+
 @pytest.fixture
 def vit() -> nn.Module:
-    torch.manual_seed(0)
-    return timm.create_model(
-        "vit_tiny_patch16_224",
-        img_size=32,
-        patch_size=8,
-        embed_dim=WIDTH,
-        depth=2,
-        num_heads=2,
-        num_classes=5,
-    ).eval()
+    return make_vit()
 
 
 def images(count: int = 12) -> Tensor:
@@ -67,10 +64,7 @@ def test_a_higher_rank_keeps_the_logits_closer(vit: nn.Module, method: str) -> N
 def test_whitened_keeps_the_features_better_than_plain() -> None:
     errors = {}
     for method in ("plain", "whitened"):
-        torch.manual_seed(0)
-        model = timm.create_model(
-            "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=WIDTH, depth=2, num_heads=2
-        ).eval()
+        model = make_vit()
         with torch.no_grad():
             reference = model.forward_features(images())
             factorize(model, method=method)
@@ -119,16 +113,7 @@ def test_the_starting_basis_is_that_of_the_calibration_data(vit: nn.Module) -> N
 
 def test_a_trained_state_loads_strictly_into_a_model_with_installed_layers(vit: nn.Module) -> None:
     plan = factorize(vit, activation="feature+token")
-    torch.manual_seed(7)
-    other = timm.create_model(
-        "vit_tiny_patch16_224",
-        img_size=32,
-        patch_size=8,
-        embed_dim=WIDTH,
-        depth=2,
-        num_heads=2,
-        num_classes=5,
-    ).eval()
+    other = make_vit(seed=7)
     install_layers(other, Plan.model_validate_json(plan.model_dump_json()))
     other.load_state_dict(vit.state_dict(), strict=True)
     with torch.no_grad():
@@ -137,9 +122,7 @@ def test_a_trained_state_loads_strictly_into_a_model_with_installed_layers(vit: 
 
 def test_a_plan_for_another_model_is_refused(vit: nn.Module) -> None:
     plan = factorize(vit)
-    other = timm.create_model(
-        "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2
-    )
+    other = make_vit(embed_dim=32)
     with pytest.raises(UnsupportedModelError, match=r"the plan factors blocks\.0\.attn\.qkv \(192×64\)"):
         install_layers(other, plan)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from wasi_export.cli._console import JsonFlag, exit_codes, print_json, print_table, track
+from wasi_export.cli._torch import prepare_torch
 
 if TYPE_CHECKING:
     from wasi_export.artifact import Bundle
@@ -45,7 +46,6 @@ def export(
     as_json: JsonFlag = False,
 ) -> None:
     """Write a checked bundle: factors explicit in ONNX, equal to the torch model on real images."""
-    from wasi_export._extras import require
     from wasi_export.config import Config
     from wasi_export.errors import ConfigError
 
@@ -64,7 +64,7 @@ def export(
         raise ConfigError(f"{', '.join(given)} goes with --model; a run has its own in config.toml")
     if model is not None and calibration is None:
         raise ConfigError("--model needs --calibration DIR: real images to factor by and to check with")
-    require("timm", extra="train")
+    prepare_torch()
     from wasi_export.cli._bundle import export_model, export_run
 
     if run is not None:
