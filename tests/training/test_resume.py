@@ -107,6 +107,15 @@ def test_the_first_signal_is_noted_and_ends_the_work_between_two_items(number):
     assert seen == [0, 1, "after the signal"]
 
 
+@pytest.fixture
+def _interruptible():
+    """Ctrl-C as in a terminal: a shell starts background jobs, such as a CI's, with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_a_second_ctrl_c_acts_at_once():
     def press_twice():
         with stop_signals():
