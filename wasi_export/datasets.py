@@ -28,6 +28,7 @@ FASHION_MNIST_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
+NAMED_SOURCES = ("digits", "fashion-mnist")
 VALIDATION_FOLDERS = ("val", "validation", "test")
 
 
@@ -79,7 +80,7 @@ def load_splits(
         raise DataError(
             f"no data source {source!r}: give `digits`, `fashion-mnist`, or a folder of class folders"
         )
-    validation = next((folder / name for name in VALIDATION_FOLDERS if (folder / name).is_dir()), None)
+    validation = _validation_folder(folder)
     if (folder / "train").is_dir() and validation:
         train = image_folder(folder / "train")
         return train, image_folder(validation, classes=train.classes)
@@ -134,13 +135,12 @@ def load_labelled(source: str, classes: Sequence[str], *, root: Path | None = No
         NothingToCheckError: a folder holds no images.
     """
     folder = Path(source)
-    if source in {"digits", "fashion-mnist"} or not folder.is_dir():
+    if source in NAMED_SOURCES or not folder.is_dir():
         images = load_splits(source, root=root)[1]
         if images.classes != tuple(classes):
             raise DataError(f"{source} has classes {_some(images.classes)}, the model has {_some(classes)}")
         return images
-    validation = next((folder / name for name in VALIDATION_FOLDERS if (folder / name).is_dir()), folder)
-    return image_folder(validation, classes=tuple(classes))
+    return image_folder(_validation_folder(folder) or folder, classes=tuple(classes))
 
 
 def load_calibration(source: str, *, root: Path | None = None) -> ImageSet:
@@ -153,7 +153,7 @@ def load_calibration(source: str, *, root: Path | None = None) -> ImageSet:
         NothingToCheckError: a folder holds no images.
     """
     folder = Path(source)
-    if source in {"digits", "fashion-mnist"} or not folder.is_dir():
+    if source in NAMED_SOURCES or not folder.is_dir():
         return load_splits(source, root=root)[0]
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
@@ -190,6 +190,10 @@ def image_folder(folder: Path, *, classes: tuple[str, ...] | None = None) -> Ima
         digest.update(f"{path.relative_to(folder)}\0{label}\0{path.stat().st_size}\n".encode())
     labels = np.array([label for _, label in files], np.int64)
     return ImageSet(names, labels, lambda i: read_image(files[i][0]), digest.hexdigest()[:16])
+
+
+def _validation_folder(folder: Path) -> Path | None:
+    return next((folder / name for name in VALIDATION_FOLDERS if (folder / name).is_dir()), None)
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:

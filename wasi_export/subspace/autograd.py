@@ -41,7 +41,7 @@ class SubspaceLinearFunction(torch.autograd.Function):
         feature: Tensor | None,
         token: Tensor | None,
     ) -> Tensor:
-        """Returns y (…, O) for x (…, I); `core` and the bases are what `follow` made of x."""
+        """Returns y (…, O) for x (…, I); `core` is what `compress` made of x in the bases."""
         ctx.save_for_backward(left, right, core, feature, token)
         return F.linear(F.linear(x, right), left, bias)
 

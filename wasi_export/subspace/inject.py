@@ -66,15 +66,16 @@ def factorize_model(
     decisions = []
     for name, linear in track(targets.items(), "factorize", len(targets)):
         seen = moments.get(name, InputMoments())
-        feature, token = PrincipalAxes.of(seen.feature), PrincipalAxes.of(seen.token)
+        feature = PrincipalAxes.of(seen.feature)
+        token = PrincipalAxes.of(seen.token) if config.activation == "feature+token" else None
         weight = linear.weight.detach()
         spectrum = (
             whitened_spectrum(weight, feature) if config.method == "whitened" else plain_spectrum(weight)
         )
         activation = ActivationRanks(
             feature=_energy_rank(feature, config) if config.activation != "none" else None,
-            token=_energy_rank(token, config) if config.activation == "feature+token" else None,
-            token_count=seen.token_count,
+            token=_energy_rank(token, config),
+            token_count=None if token is None else seen.token_count,
         )
         decision = _decide(name, linear, spectrum, activation, config)
         decisions.append(decision)
