@@ -45,8 +45,8 @@ def check_factors(model: onnx.ModelProto, plan: Plan) -> None:
     """Does nothing where the model is valid ONNX and holds the plan's layers as explicit factors.
 
     That is: `<layer>.left` [O, K] and `<layer>.right` [K, I] are initializers, in torch's layout, each the
-    weight of a Gemm and nothing else; no initializer is their product, nor an unnamed one of its shape; the
-    operators are ONNX's own; all data is in the one file.
+    weight of a Gemm, or through one Reshape of a 1×1 Conv, and nothing else; no initializer is their product,
+    nor an unnamed one of its shape; the operators are ONNX's own; all data is in the one file.
 
     Raises:
         CheckFailedError: something is not so; the message has everything that was found.
@@ -98,15 +98,30 @@ def _factor_problems(
         if len(uses) != 1:
             yield f"{name} is used {len(uses)} times, expected once"
         yield from (
-            f"{name} is not the weight of a Gemm but an input of {u.op_type}"
+            f"{name} is not the weight of a Gemm or of a 1×1 Conv but an input of {u.op_type}"
             for u in uses
-            if not _is_weight(u, name)
+            if not (_is_weight(u, name) or _is_filter_view(model, u))
         )
 
 
 def _is_weight(node: onnx.NodeProto, name: str) -> bool:
     transposed = any(attribute.name == "transB" and attribute.i == 1 for attribute in node.attribute)
     return node.op_type == "Gemm" and list(node.input).index(name) == 1 and transposed
+
+
+def _is_filter_view(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
+    """Returns whether a node does nothing but show a matrix to one 1×1 Conv as its filters."""
+    if node.op_type != "Reshape":
+        return False
+    view = node.output[0]
+    uses = [user for user in model.graph.node if view in user.input]
+    return len(uses) == 1 and _is_1x1_conv(uses[0]) and list(uses[0].input).index(view) == 1
+
+
+def _is_1x1_conv(node: onnx.NodeProto) -> bool:
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    kernel = attributes.get("kernel_shape")
+    return node.op_type == "Conv" and kernel is not None and list(kernel.ints) == [1, 1]
 
 
 def _product_problems(
@@ -116,12 +131,19 @@ def _product_problems(
     shape = [layer.out_features, layer.in_features]
     factors = [_array(tensors.get(f"{layer.name}.{side}")) for side in ("left", "right")]
     for name, tensor in tensors.items():
-        if list(tensor.dims) not in (shape, shape[::-1]):
+        if _matrix_shape(tensor) not in (shape, shape[::-1]):
             continue
-        if _is_product(_array(tensor), *factors):
+        value = _array(tensor)
+        if value is not None and _is_product(value.reshape(_matrix_shape(tensor)), *factors):
             yield f"{name} is the product of the factors of {layer.name}"
         elif name == f"{layer.name}.weight" or not (name in dense or name.endswith(".weight")):
             yield f"{name} has the dense shape {list(tensor.dims)} of {layer.name}, which is factored"
+
+
+def _matrix_shape(tensor: onnx.TensorProto) -> list[int]:
+    """Returns the shape without the axes of a 1×1 filter."""
+    shape = list(tensor.dims)
+    return shape[:2] if shape[2:] == [1, 1] else shape
 
 
 def _array(tensor: onnx.TensorProto | None) -> NDArray[np.float32] | None:
@@ -131,10 +153,10 @@ def _array(tensor: onnx.TensorProto | None) -> NDArray[np.float32] | None:
 
 
 def _is_product(
-    value: NDArray[np.float32] | None, left: NDArray[np.float32] | None, right: NDArray[np.float32] | None
+    value: NDArray[np.float32], left: NDArray[np.float32] | None, right: NDArray[np.float32] | None
 ) -> bool:
     """Returns whether the value is left·right or its transpose."""
-    if value is None or left is None or right is None or left.shape[-1] != right.shape[0]:
+    if left is None or right is None or left.shape[-1] != right.shape[0]:
         return False
     product = left @ right
     candidates = (candidate for candidate in (value, value.T) if candidate.shape == product.shape)

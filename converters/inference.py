@@ -6,8 +6,9 @@ is told how), and exact passes put the graph in the form that runs fastest witho
 - every Linear layer, dense or factored, is a Gemm on [B·N, I] with the stored weight of torch: the names and
   shapes of parameters in the file are those of the checkpoint, so a deployed model is updated by name;
 - q, k and v are never transposed or copied one by one (`passes/attention.py`);
-- nothing that depends on parameters alone is computed at run time, except a product of two of them: folding
-  left·right would put the dense matrix back, so products are never folded.
+- nothing that depends on parameters alone is computed at run time, except a product of two of them (folding
+  left·right would put the dense matrix back) and the view of a factor as the filters of a 1×1 convolution,
+  which copies nothing and lets the factor keep its shape and name.
 """
 
 import numpy as np
@@ -118,7 +119,7 @@ def _simplify(model: ir.Model, name: str) -> ir.Model:
         model,
         input_size_limit=_FOLD_LIMIT,
         output_size_limit=_FOLD_LIMIT,
-        should_fold=lambda node: False if node.op_type in _PRODUCTS else None,
+        should_fold=lambda node: False if node.op_type in _PRODUCTS or _is_filter_view(node) else None,
     )
     passes = ir.passes.Sequential(
         ReshapePass(),
@@ -135,6 +136,14 @@ def _simplify(model: ir.Model, name: str) -> ir.Model:
         FinishPass(name=name),
     )
     return passes(model).model
+
+
+def _is_filter_view(node: ir.Node) -> bool:
+    """Returns whether a node shows a matrix among the parameters to a Conv as its filters."""
+    matrix = node.inputs[0] if node.op_type == "Reshape" else None
+    if matrix is None or not matrix.is_initializer() or matrix.shape is None or len(matrix.shape) != 2:
+        return False
+    return [(use.node.op_type, use.idx) for use in node.outputs[0].uses()] == [("Conv", 1)]
 
 
 def _require_one_file(model: nn.Module) -> None:

@@ -7,9 +7,12 @@ from packing it. Here it becomes
     y = Reshape(Gemm(Reshape(x, [-1, I]), weight, bias, transB=1), [-1, N, O])
 
 so that the file holds the parameter as torch has it, under torch's name, and no optimiser is needed.
+
+A convolution without a bias gets a bias of zeros from torch, and its filters another user, which asks for
+their number. Here it is one Conv, so that filters which are a view of a factor have no other use.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -38,6 +41,34 @@ def translate_linear(x: FLOAT, weight: FLOAT, bias: FLOAT | None = None) -> FLOA
     return y
 
 
+def translate_conv2d(
+    x: FLOAT,
+    weight: FLOAT,
+    bias: FLOAT | None = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+) -> FLOAT:
+    """Returns a Conv. x: [B, I, H, W], weight: [O, I/groups, h, w], bias: [O]."""
+    y: FLOAT = op.Conv(
+        x,
+        weight,
+        bias,
+        kernel_shape=_sizes(weight)[2:],
+        strides=_pair(stride),
+        pads=[*_pair(padding), *_pair(padding)],
+        dilations=_pair(dilation),
+        group=groups,
+    )
+    return y
+
+
+def _pair(sizes: Sequence[int]) -> list[int]:
+    """Returns a size for each of the two axes; torch lets one stand for both."""
+    return list(sizes) if len(sizes) == 2 else [*sizes, *sizes]
+
+
 def _sizes(value: object) -> list[int]:
     """Returns the sizes of a value in the graph being built; -1 for those that are not static."""
     assert isinstance(value, ir.Value)
@@ -47,5 +78,6 @@ def _sizes(value: object) -> list[int]:
 
 TRANSLATIONS: Mapping[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.linear.default: translate_linear,
+    torch.ops.aten.conv2d.default: translate_conv2d,
 }
 """Torch operator → function that writes it in ONNX; the rest is torch's."""

@@ -42,13 +42,7 @@ class Session:
         """
         if not path.is_file():
             raise UsageError(f"no model file {path}: check the path")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        levels = ort.GraphOptimizationLevel
-        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
-        options.log_severity_level = 4  # fatal: its errors come as exceptions, and would be told twice
+        options = session_options(threads=threads, optimise=optimise)
         try:
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the classes of onnxruntime have no base of their own
@@ -88,6 +82,18 @@ class Session:
             raise UsageError(f"{self.path} has no fixed image size, its input is {list(self.input_shape)}")
         shape = (batch, *(axis for axis in image if axis is not None))
         return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def session_options(*, threads: int, optimise: bool = True) -> ort.SessionOptions:
+    """Returns how every model is run: one after another operator, on so many threads."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # fatal: its errors come as exceptions, and would be told twice
+    return options
 
 
 def _load_error(path: Path, message: str) -> HostError | ModelFailedError:

@@ -181,3 +181,34 @@ def test_the_built_in_configuration_survives_being_written_as_toml(
 ) -> None:
     demo = Config.from_toml(Path(wasi_export.__path__[0]) / "demo.toml", overrides)
     assert Config.from_toml(write(tmp_path, demo.to_toml())) == demo
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["subspace.max_params=5"], 'max_params needs allocation = "output_error", got "uniform"'),
+        (
+            ["subspace.allocation=perplexity"],
+            'allocation = "perplexity" chooses compressed activations within a memory: set activation_mem',
+        ),
+    ],
+)
+def test_a_key_that_needs_another_names_it(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Config.from_mapping({}, overrides)
+
+
+def test_a_measure_and_a_budget_exclude_one_another() -> None:
+    values = {"subspace": {"fraction": 0.4, "max_params": 5, "allocation": "output_error"}}
+    with pytest.raises(ConfigError, match=r"give a measure or budgets, got fraction and max_params$"):
+        Config.from_mapping(values)
+
+
+def test_a_budget_given_as_override_replaces_the_measure_and_joins_other_budgets() -> None:
+    overrides = ["subspace.allocation=output_error", "subspace.max_macs=7", "subspace.max_params=5"]
+    subspace = Config.from_mapping({"subspace": {"fraction": 0.4}}, overrides).subspace
+    assert (subspace.fraction, subspace.budgets) == (None, ("max_params", "max_macs"))
+    again = Config.from_mapping(
+        {"subspace": {"max_params": 5, "allocation": "output_error"}}, ["subspace.rank=8"]
+    )
+    assert (again.subspace.rank, again.subspace.budgets) == (8, ())

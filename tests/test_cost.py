@@ -2,7 +2,7 @@
 
 import pytest
 
-from wasi_export.cost import linear_cost
+from wasi_export.cost import FLOAT_BYTES, LinearForm, linear_cost, saved_input_bytes
 from wasi_export.ranks import ActivationRanks, LayerPlan
 
 
@@ -46,3 +46,50 @@ def test_a_saved_input_costs_its_core_and_its_bases() -> None:
     assert cost.saved_input_bytes == 4 * (4 * 20 * 40 + 197 * 20 + 384 * 40)
     whole = linear_cost(layer("fc1", 384, 1536, rank=112), batch=4, tokens=197)
     assert whole.saved_input_bytes == 4 * (4 * 197 * 384)
+
+
+# For each ε: the share of parameters that the scripts of the paper's code keep in its baseline of equal size,
+# the activation memory that its search ends with, and what follows from both, in MB of 2^20 bytes: weights,
+# training memory, and its ratio to the 1341 MB of dense training.
+EPSILON_TABLE = [
+    (0.4, 0.10, 0.7335, 21.6, 22.3, 60.0),
+    (0.5, 0.15, 0.7335, 32.4, 33.1, 40.5),
+    (0.6, 0.22, 0.7335, 47.5, 48.3, 27.8),
+    (0.7, 0.29, 0.7335, 62.6, 63.4, 21.2),
+    (0.8, 0.40, 0.7335, 86.4, 87.1, 15.4),
+    (0.9, 0.57, 0.7335, 123.1, 123.8, 10.8),
+]
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "keep", "activation_mib", "weight_mib", "training_mib", "ratio"), EPSILON_TABLE
+)
+def test_the_table_over_epsilon_of_vit_b_32_comes_out(
+    epsilon: float, keep: float, activation_mib: float, weight_mib: float, training_mib: float, ratio: float
+) -> None:
+    """24 MLP layers at the rank of each ε; a whole rank is up to 0.8 % off the ratio it stands for."""
+    rank = int(keep * 614.4)  # of the break-even rank
+    forms = [LinearForm(d_out, d_in, 50, rank) for d_in, d_out in VIT_B_32["mlp"]]
+    weights = 12 * sum(FLOAT_BYTES * form.parameters for form in forms) / 2**20
+    assert weights == pytest.approx(weight_mib, rel=0.008)
+    assert weights + activation_mib == pytest.approx(training_mib, rel=0.008)
+    assert 1341 / (weights + activation_mib) == pytest.approx(ratio, rel=0.008)
+    assert rank == {0.4: 61, 0.5: 92, 0.6: 135, 0.7: 178, 0.8: 245, 0.9: 350}[epsilon]
+
+
+@pytest.mark.parametrize(
+    ("activation_mib", "ratio"), [(0.7335, 1534), (2.071, 543), (5.206, 216), (36.21, 31)]
+)
+def test_the_compression_of_saved_inputs_in_the_table_is_that_of_1125_mb(
+    activation_mib: float, ratio: float
+) -> None:
+    saved = [saved_input_bytes(d_in, ActivationRanks(), batch=128, tokens=50) for d_in, _ in VIT_B_32["mlp"]]
+    assert 12 * sum(saved) / 2**20 == pytest.approx(1125)
+    assert 12 * sum(saved) / 2**20 / activation_mib == pytest.approx(ratio, rel=0.003)
+
+
+def test_a_form_counts_as_the_layer_it_is_a_key_for() -> None:
+    planned = layer("fc1", 384, 1536, rank=112)
+    form = LinearForm(1536, 384, 197, 112)
+    assert (form.parameters, form.macs) == (planned.parameters, 197 * planned.parameters)
+    assert LinearForm(1536, 384, 197, None).parameters == planned.dense_parameters

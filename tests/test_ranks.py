@@ -17,6 +17,7 @@ from wasi_export.ranks import (
     LayerPlan,
     Plan,
     break_even_rank,
+    candidate_ranks,
     choose_rank,
     energy_rank,
     explained_energy,
@@ -167,3 +168,15 @@ def test_a_file_that_is_no_plan_is_named(tmp_path: Path, content: str | None) ->
         path.write_text(content, encoding="utf-8")
     with pytest.raises(IntegrityError, match=r"plan\.json is not a plan"):
         Plan.load(path)
+
+
+@given(sizes, sizes)
+def test_candidate_ranks_are_all_blocks_from_the_floor_to_below_break_even(
+    out_features: int, in_features: int
+) -> None:
+    ranks = candidate_ranks(out_features, in_features)
+    break_even = break_even_rank(out_features, in_features)
+    assert all(rank % RANK_STEP == 0 and RANK_FLOOR <= rank < break_even for rank in ranks)
+    assert len(ranks) == len(set(ranks))
+    following = (ranks[-1] + RANK_STEP) if ranks else RANK_FLOOR
+    assert following >= break_even

@@ -18,7 +18,14 @@ from wasi_export.errors import ConfigError
 
 FactorMethod = Literal["whitened", "plain"]
 ActivationMode = Literal["none", "feature", "feature+token"]
+Allocation = Literal["uniform", "output_error", "perplexity"]
 TrainMethod = Literal["dense", "subspace"]
+UpdateRule = Literal["factors", "right", "wsi"]
+MemoryLevel = Literal["none", "fast", "small", "streamed"]
+BoundaryType = Literal["fp32", "bf16"]
+
+MEASURES = ("epsilon", "fraction", "rank")
+BUDGETS = ("max_params", "max_macs", "max_train_memory_mb", "max_latency_ms")
 
 DEFAULT_TARGETS = ("*attn.qkv", "*attn.proj", "*mlp.fc1", "*mlp.fc2")
 
@@ -49,7 +56,7 @@ class DataConfig(Frozen):
     train_images: int | None = Field(None, ge=1, description="train on the first n of the shuffled images")
     val_images: int | None = Field(None, ge=1, description="validate on the first n of the shuffled images")
     val_fraction: float = Field(0.2, gt=0, lt=1, description="held out where the source has no val split")
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, description="images of a training step, of all processes together")
     eval_batch_size: int = Field(64, ge=1)
     workers: int = Field(0, ge=0, description="loader processes")
     augment: bool = Field(True, description="random crop and flip while training")
@@ -71,18 +78,108 @@ class SubspaceConfig(Frozen):
         None, description="parameters of the pair over those of the dense layer"
     )
     rank: Annotated[int, Field(ge=1)] | None = Field(None, description="the same rank for every layer")
+    max_params: Annotated[int, Field(ge=1)] | None = Field(None, description="parameters of the whole model")
+    max_macs: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="multiply-adds of the whole model for one image"
+    )
+    max_train_memory_mb: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="predicted peak of a training step, in 10^6 bytes"
+    )
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="predicted latency of one image on the machine that makes the plan"
+    )
+    allocation: Allocation = Field(
+        "uniform",
+        description="uniform: epsilon or fraction holds for each layer; output_error: it or the budgets hold "
+        "for all layers together, with ranks where they lower the output error most; perplexity: uniform, "
+        "and activation ranks by their gradient error",
+    )
+    plan: Path | None = Field(
+        None, description="plan.json of `wasi-export plan`: its ranks are taken, no measure or budget is read"
+    )
     include: tuple[str, ...] = Field(DEFAULT_TARGETS, description="name patterns of layers to factor")
     exclude: tuple[str, ...] = Field((), description="name patterns of layers to leave dense")
     calibration_images: int = Field(256, ge=1, description="images that give the input second moments")
     activation: ActivationMode = Field("feature", description="modes in which saved inputs are compressed")
     activation_epsilon: float = Field(0.95, gt=0, le=1, description="energy of the saved inputs to keep")
+    activation_memory_mb: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="saved inputs of the factored layers for one training batch, in 10^6 bytes"
+    )
+
+    @property
+    def budgets(self) -> tuple[str, ...]:
+        """The keys of `BUDGETS` that are given; several may be."""
+        return tuple(key for key in BUDGETS if getattr(self, key) is not None)
 
     @model_validator(mode="after")
     def _one_measure(self) -> Self:
-        given = [k for k in ("epsilon", "fraction", "rank") if getattr(self, k) is not None]
+        given = [k for k in MEASURES if getattr(self, k) is not None]
         if len(given) > 1:
             raise ValueError(f"give one of epsilon, fraction and rank, got {' and '.join(given)}")
+        if given and self.budgets:
+            raise ValueError(f"give a measure or budgets, got {given[0]} and {' and '.join(self.budgets)}")
+        if self.budgets and self.allocation != "output_error":
+            raise ValueError(f'{self.budgets[0]} needs allocation = "output_error", got "{self.allocation}"')
+        if self.allocation == "perplexity" and (
+            self.activation_memory_mb is None or self.activation == "none"
+        ):
+            raise ValueError(
+                'allocation = "perplexity" chooses compressed activations within a memory: set '
+                "activation_memory_mb and activation"
+            )
         return self
+
+
+class MemoryConfig(Frozen):
+    """What a training step keeps in memory and what it does again: switches, or a level that sets them.
+
+    Every switch but `boundary = "bf16"` leaves the gradient exact.
+    """
+
+    level: MemoryLevel = Field(
+        "none",
+        description="fast: micro_batch 4, mlp_recompute; small: those and block_recompute; streamed: "
+        "block_recompute in chunks of 4 from bf16, update_in_backward, which is smaller than small where the "
+        "parameters outweigh the batch",
+    )
+    micro_batch: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="images per forward and backward pass, of which one step sums the gradients"
+    )
+    mlp_recompute: bool = Field(False, description="keep the rank-K code of an MLP, not its hidden layer")
+    block_recompute: bool = Field(False, description="keep a block's input alone and run the block again")
+    block_chunk: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="images a recomputed block runs on at a time; None: the whole batch"
+    )
+    boundary: BoundaryType = Field("fp32", description="how the input of a recomputed block is kept")
+    update_in_backward: bool = Field(
+        False, description="update a block as soon as its gradient is there; clip_grad is then per block"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _level_sets_switches(cls, values: Any) -> Any:
+        level = values.get("level") if isinstance(values, Mapping) else None
+        return {**_LEVELS[level], **values} if isinstance(level, str) and level in _LEVELS else values
+
+    @model_validator(mode="after")
+    def _switches_agree(self) -> Self:
+        if not self.block_recompute:
+            for name, default in (("block_chunk", None), ("boundary", "fp32")):
+                if getattr(self, name) != default:
+                    raise ValueError(f"{name} needs block_recompute = true, got {getattr(self, name)!r}")
+        if self.update_in_backward and self.micro_batch is not None:
+            raise ValueError(
+                "update_in_backward needs the gradient of the whole batch at once, which micro_batch = "
+                f"{self.micro_batch} gives in parts: choose one of the two"
+            )
+        return self
+
+
+_LEVELS: Mapping[str, Mapping[str, Any]] = {
+    "fast": {"micro_batch": 4, "mlp_recompute": True},
+    "small": {"micro_batch": 4, "mlp_recompute": True, "block_recompute": True},
+    "streamed": {"block_recompute": True, "block_chunk": 4, "boundary": "bf16", "update_in_backward": True},
+}
 
 
 class TrainConfig(Frozen):
@@ -92,9 +189,18 @@ class TrainConfig(Frozen):
     opt: str = Field("adamw", description="timm optimizer name")
     lr: float = Field(1e-4, gt=0, description="learning rate")
     head_lr: Annotated[float, Field(gt=0)] | None = Field(None, description="of the head; None: lr")
-    factor_lr: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="of the factors `left` and `right`; None: lr"
+    factor_lr: Annotated[float, Field(gt=0)] | Literal["auto"] | None = Field(
+        None, description="of the factors `left` and `right`; auto: lr, scaled by the shape; None: lr"
     )
+    update: UpdateRule = Field(
+        "factors",
+        description="what moves the factors. factors: opt moves both; right: opt moves `right` alone; "
+        "wsi: gradient descent on the product, at the rate factor_lr",
+    )
+    refresh_every: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="steps of wsi from one exact truncation to the next; None: never"
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="of wsi, and of an opt that takes one")
     weight_decay: float = Field(0.05, ge=0)
     sched: str = Field("cosine", description="timm scheduler name, stepped every batch")
     warmup_steps: int = Field(20, ge=0)
@@ -102,6 +208,25 @@ class TrainConfig(Frozen):
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
     mixup: float = Field(0.0, ge=0, description="mixup alpha; 0 is off")
     cutmix: float = Field(0.0, ge=0, description="cutmix alpha; 0 is off")
+    memory: MemoryConfig = MemoryConfig()
+
+    @model_validator(mode="after")
+    def _update_has_what_it_needs(self) -> Self:
+        if self.refresh_every is not None and self.update != "wsi":
+            raise ValueError(f'refresh_every needs update = "wsi", got update = "{self.update}"')
+        if self.update == "wsi":
+            if not isinstance(self.factor_lr, float):
+                raise ValueError(
+                    'update = "wsi" is gradient descent, whose rate is not that of other optimizers: set '
+                    f"factor_lr to a number, got {self.factor_lr!r}"
+                )
+            for switch in ("mlp_recompute", "update_in_backward"):
+                if getattr(self.memory, switch):
+                    raise ValueError(
+                        f'update = "wsi" needs the gradient of the weights, which memory.{switch} does not '
+                        "keep: switch it off"
+                    )
+        return self
 
 
 class StagesConfig(Frozen):
@@ -140,7 +265,7 @@ class Thresholds(Frozen):
         Raises:
             ConfigError: the file cannot be read, or a key or a value is wrong.
         """
-        values = (_read_toml(path) if path else {}) | dict(overrides or {})
+        values = (read_toml(path) if path else {}) | dict(overrides or {})
         return _validated(cls, values, origin=str(path or "thresholds"))
 
 
@@ -166,7 +291,7 @@ class Config(Frozen):
         Raises:
             ConfigError: the file cannot be read, or a key or a value is wrong.
         """
-        return cls.from_mapping(_read_toml(path), overrides, origin=str(path))
+        return cls.from_mapping(read_toml(path), overrides, origin=str(path))
 
     @classmethod
     def from_mapping(
@@ -191,7 +316,12 @@ class Config(Frozen):
 M = TypeVar("M", bound=Frozen)
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """Returns what a TOML file holds.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -221,10 +351,11 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
             raise ConfigError(f"{dotted}: {key} is a value, not a section")
-    # One measure of rank replaces another, so that `subspace.rank=64` needs no second override.
-    if keys[:-1] == ["subspace"] and keys[-1] in (measures := ("epsilon", "fraction", "rank")):
-        for measure in measures:
-            table.pop(measure, None)
+    # A measure of rank replaces another one and the budgets, and a budget the measures, so that
+    # `subspace.rank=64` needs no second override.
+    if keys[:-1] == ["subspace"] and keys[-1] in MEASURES + BUDGETS:
+        for replaced in MEASURES + BUDGETS if keys[-1] in MEASURES else MEASURES:
+            table.pop(replaced, None)
     table[keys[-1]] = value
 
 
@@ -245,6 +376,8 @@ def _explain(model: type[Frozen], details: ErrorDetails) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key {where!r}, {hint}"
     message = details["msg"].removeprefix("Value error, ")
+    if isinstance(details["input"], Mapping):  # of a section: the message says which of its keys it is about
+        return f"{where}: {message}" if where else message
     return f"{where}: {message}, got {details['input']!r}" if where else message
 
 

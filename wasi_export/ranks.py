@@ -5,6 +5,7 @@ rank K* = O·I/(O+I). Ranks are rounded to a multiple of 8: the runtime's matrix
 blocks of 16, the last of them also of 8, and a rank just past a block costs up to 13 % (docs/inference.md).
 """
 
+import math
 from pathlib import Path
 from typing import Self
 
@@ -39,6 +40,11 @@ class LayerPlan(Frozen):
         description="explained energy of the output (whitened) or the weight (plain)"
     )
     activation: ActivationRanks = ActivationRanks()
+    tokens: int | None = Field(None, description="rows of the input for one image; None: not measured")
+    error: float | None = Field(
+        None,
+        description="predicted share of the output's energy that the rank loses, times the layer's weight",
+    )
     reason: str = Field(description="why this rank, or why the layer stays dense; notes of a fallback")
 
     @property
@@ -46,6 +52,11 @@ class LayerPlan(Frozen):
         """Parameters of the weight, without the bias."""
         O, I = self.out_features, self.in_features
         return O * I if self.rank is None else self.rank * (O + I)
+
+    @property
+    def dense_parameters(self) -> int:
+        """Parameters of the weight before it was factored."""
+        return self.out_features * self.in_features
 
 
 class Plan(Frozen):
@@ -80,6 +91,12 @@ def break_even_rank(out_features: int, in_features: int) -> float:
 def round_rank(rank: float) -> int:
     """Returns the rank rounded down to a multiple of 8; at least 32."""
     return max(RANK_FLOOR, int(rank) // RANK_STEP * RANK_STEP)
+
+
+def candidate_ranks(out_features: int, in_features: int) -> tuple[int, ...]:
+    """Returns the ranks worth trying: the multiples of 8 from the floor of 32 to below break-even."""
+    above = math.ceil(break_even_rank(out_features, in_features))
+    return tuple(range(RANK_FLOOR, above, RANK_STEP))
 
 
 def explained_energy(singular_values: NDArray[np.float64], rank: int) -> float:

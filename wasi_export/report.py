@@ -107,10 +107,12 @@ def to_markdown(report: Report) -> str:
         f"# {mark} {_cell(report.model)}: {report.verdict}",
         f"Bundle `{report.bundle}`, model.onnx sha256 `{report.model_sha256[:12]}…`.",
         "## Checks",
-        _table(("check", "status", "value", "threshold", "detail"), "lcrrl", map(_check_row, report.checks)),
+        markdown_table(
+            ("check", "status", "value", "threshold", "detail"), "lcrrl", map(_check_row, report.checks)
+        ),
     ]
     if report.latency:
-        blocks += ["## Latency", _table(*LATENCY_COLUMNS, map(latency_row, report.latency))]
+        blocks += ["## Latency", markdown_table(*LATENCY_COLUMNS, map(latency_row, report.latency))]
         blocks.append(describe_measurement(report.latency[0]))
     host = report.host
     facts = (
@@ -121,7 +123,7 @@ def to_markdown(report: Report) -> str:
         ("versions", ", ".join(f"{name} {version}" for name, version in host.versions.items())),
         ("evidence", host.evidence),
     )
-    blocks += ["## Host", _table(("", ""), "ll", facts)]
+    blocks += ["## Host", markdown_table(("", ""), "ll", facts)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -162,7 +164,7 @@ def describe_measurement(first: Latency) -> str:
     )
 
 
-def _table(columns: Sequence[str], align: str, rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(columns: Sequence[str], align: str, rows: Iterable[Sequence[str]]) -> str:
     """Returns a Markdown table; `align` has l, c or r for each column."""
     rule = ({"l": ":--", "c": ":-:", "r": "--:"}[letter] for letter in align)
     return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in (columns, tuple(rule), *rows))

@@ -136,6 +136,33 @@ def test_a_run_is_trained_and_then_found_finished(config, tmp_path):
     assert "val_accuracy" in again.stdout
 
 
+def test_a_trace_is_part_of_a_profile(config, tmp_path):
+    result = train(config, "-o", tmp_path / "run", "--trace", "trace.json")
+    assert result.exit_code == 2
+    assert error_of(result) == "error: --trace trace.json needs --profile"
+
+
+@pytest.mark.slow
+def test_a_profile_is_printed_as_tables_and_as_json(config, tmp_path):
+    options = ("-s", "data.batch_size=8", "--profile")
+    result = train(config, "-o", tmp_path / "run", *options)
+    assert result.exit_code == 0, result.output
+    for name in ("data", "forward", "backward", "clipping", "update", "whole step", "attention", "norm"):
+        assert f" {name} " in result.stdout
+    result = train(config, "-o", tmp_path / "run", *options, "--force", "--json")
+    printed = json.loads(result.stdout)
+    assert printed["profile"] == json.loads((tmp_path / "run" / "profile.json").read_text())
+    assert printed["run"] == json.loads((tmp_path / "run" / "run.json").read_text())
+
+
+@pytest.mark.slow
+def test_too_few_steps_to_profile_are_one_line_and_the_run_is_kept(config, tmp_path):
+    result = train(config, "-o", tmp_path / "run", "--profile")
+    assert result.exit_code == 2
+    assert "a profile needs 7 training steps or more, this took 4" in result.stderr.splitlines()[-1]
+    assert (tmp_path / "run" / "run.json").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 0), (signal.SIGINT, 2), (signal.SIGTERM, 2)])
 def test_a_signal_to_the_process_group_saves_and_the_same_command_resumes(config, tmp_path, number, workers):

@@ -119,6 +119,10 @@ WRONG: dict[str, tuple[Change, str]] = {
         lambda m: add(m, "val_7", 1.7 * product(m)),
         "val_7 has the dense shape [8, 6] of fc1, which is factored",
     ),
+    "the product is there as the filters of a convolution": (
+        lambda m: add(m, "x", product(m)[:, :, None, None]),
+        "x is the product of the factors of fc1",
+    ),
     "another dense weight has its name": (
         lambda m: add(m, "fc1.weight", np.ones((8, 6))),
         "fc1.weight has the dense shape [8, 6] of fc1, which is factored",
@@ -144,6 +148,41 @@ def test_what_is_wrong_is_said(change: Change, message: str) -> None:
     with pytest.raises(CheckFailedError) as raised:
         check_factors(model, PLAN)
     assert message in str(raised.value)
+
+
+CONVOLUTIONS = """
+<ir_version: 10, opset_import: ["" : 23]>
+main (float[B, 6, 4, 4] images) => (float[B, 8, 4, 4] logits)
+<float[2, 6] "fc1.right", float[8, 2] "fc1.left", float[8] "fc1.bias", float[6, 8] "fc2.weight",
+ int64[4] first = {{2, {channels}, {kernel}, {kernel}}}, int64[4] second = {{8, 2, 1, 1}}>
+{{
+    right = Reshape ("fc1.right", first)
+    left = Reshape ("fc1.left", second)
+    code = Conv <kernel_shape = [{kernel}, {kernel}]> ({arguments})
+    logits = Conv <kernel_shape = [1, 1]> (code, left, "fc1.bias")
+}}
+"""
+
+
+def test_factors_as_the_filters_of_two_convolutions_pass() -> None:
+    text = CONVOLUTIONS.format(channels=6, kernel=1, arguments="images, right")
+    check_factors(make_model(text), PLAN)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        CONVOLUTIONS.format(channels=6, kernel=1, arguments="right, images"),
+        CONVOLUTIONS.format(channels=6, kernel=1, arguments="images, right").replace(
+            "left = ", "other = Relu (right) left = "
+        ),
+        CONVOLUTIONS.format(channels=1, kernel=3, arguments="images, right"),
+    ],
+    ids=["as the input", "for something else too", "as larger filters"],
+)
+def test_a_factor_is_the_filters_of_one_1x1_convolution_and_nothing_else(text: str) -> None:
+    with pytest.raises(CheckFailedError, match=r"fc1\.right is not the weight of a Gemm or of a 1×1 Conv"):
+        check_factors(make_model(text), PLAN)
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:

@@ -3,10 +3,11 @@ import sys
 import pytest
 
 from wasi_export.artifact import InputSpec
-from wasi_export.config import ModelConfig, TrainConfig
+from wasi_export.config import MemoryConfig, ModelConfig, TrainConfig
 from wasi_export.errors import ModelFailedError
 from wasi_export.ranks import LayerPlan, Plan
 from wasi_export.training.memory import StepJob, measure_step_memory
+from wasi_export.training.predict import predict_step_memory
 
 pytestmark = [
     pytest.mark.slow,
@@ -17,11 +18,13 @@ LAYERS = {"attn.qkv": (576, 192), "attn.proj": (192, 192), "mlp.fc1": (768, 192)
 DEPTH = 12
 
 
-def job(*, batch_size: int = 2, plan: Plan | None = None, weight_decay: float = 0.0) -> StepJob:
+def job(
+    *, batch_size: int = 2, plan: Plan | None = None, memory: dict[str, object] | None = None, size: int = 32
+) -> StepJob:
     return StepJob(
-        model=ModelConfig(name="vit_tiny_patch16_224", img_size=32),
-        train=TrainConfig(weight_decay=weight_decay),
-        input=InputSpec(height=32, width=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        model=ModelConfig(name="vit_tiny_patch16_224", img_size=size),
+        train=TrainConfig(memory=MemoryConfig.model_validate(memory or {})),
+        input=InputSpec(height=size, width=size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
         num_classes=10,
         plan=plan,
         batch_size=batch_size,
@@ -61,6 +64,25 @@ def test_factors_save_what_the_dense_weights_took():
 
 def test_a_larger_batch_needs_more():
     assert measure_step_memory(job(batch_size=64)).peak_mb > 1.2 * measure_step_memory(job()).peak_mb
+
+
+@pytest.mark.parametrize(
+    ("rank", "memory", "batch_size"),
+    [
+        (None, {}, 8),
+        (32, {}, 64),
+        (32, {"block_recompute": True}, 64),
+        (32, {"level": "fast"}, 64),
+        (32, {"level": "small"}, 64),
+        (32, {"level": "streamed"}, 64),
+    ],
+    ids=str,
+)
+def test_the_predicted_peak_is_within_a_tenth_of_the_measured_one(rank, memory, batch_size):
+    steps = job(batch_size=batch_size, plan=None if rank is None else factored(rank), memory=memory, size=64)
+    measured, predicted = measure_step_memory(steps), predict_step_memory(steps)
+    assert predicted.peak_mb == pytest.approx(measured.peak_mb, rel=0.1)
+    assert measured.process_mb > measured.peak_mb + 100  # the libraries alone
 
 
 def test_a_failure_tells_its_last_line():

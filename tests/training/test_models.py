@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from wasi_export.config import Config
 from wasi_export.errors import ConfigError, HostError
 from wasi_export.training.models import create_model, head_modules, input_spec, load_checkpoint
 
@@ -112,6 +113,31 @@ def test_an_unknown_model_name_gets_the_nearest_ones(tiny):
 def test_an_unknown_model_argument_is_named(tiny):
     with pytest.raises(ConfigError, match=r"cannot make vit_tiny_patch16_224 .*'dept'"):
         create_model(tiny("model.kwargs.dept=3").model, 10)
+
+
+def of_family(name: str, img_size: int) -> Config:
+    return Config.from_mapping({"model": {"name": name, "img_size": img_size}})
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "mobilevit_xxs", "resnet10t"])
+def test_a_model_that_takes_any_size_is_described_in_the_size_asked_for(name):
+    config = of_family(name, 96)
+    model = create_model(config.model, 10).eval()
+    spec = input_spec(model, config)
+    assert (spec.height, spec.width) == (96, 96)
+    assert model(torch.randn(2, 3, 96, 96)).shape == (2, 10)
+
+
+def test_an_image_size_that_the_model_ignored_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"efficientformer_l1 cannot take images of 128×128 .*: set model\.img_size to 224"
+    ):
+        create_model(of_family("efficientformer_l1", 128).model, 10)
+
+
+def test_the_size_that_such_a_model_has_is_taken():
+    config = of_family("efficientformer_l1", 224)
+    assert input_spec(create_model(config.model, 10), config).height == 224
 
 
 def test_pretrained_and_checkpoint_exclude_one_another(tiny):

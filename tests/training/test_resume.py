@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 
@@ -105,6 +106,26 @@ def test_the_first_signal_is_noted_and_ends_the_work_between_two_items(number):
     with pytest.raises(TrainingInterrupted):
         work()
     assert seen == [0, 1, "after the signal"]
+
+
+def test_all_processes_stop_before_the_same_round():
+    """The second has fewer items, and asks as often; the signal comes to the first alone."""
+    asked, received = [], []
+
+    def rounds_of(items, total):
+        votes = []
+        with (
+            stop_signals(lambda own: votes.append(own) or len(votes) == 4) as signals,
+            contextlib.suppress(TrainingInterrupted),
+        ):
+            received.append(list(signals.guard(items, total)))
+        asked.append(len(votes))
+
+    rounds_of(range(3), 3)
+    rounds_of(range(2), 3)
+    rounds_of(range(5), 5)
+    assert asked == [3, 3, 4]
+    assert received == [[0, 1, 2], [0, 1]]
 
 
 @pytest.fixture

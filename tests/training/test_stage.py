@@ -7,8 +7,9 @@ from wasi_export.subspace.inject import subspace_layers
 from wasi_export.training.checkpoint import CONFIG, FACTS, PLAN, WEIGHTS, load_run, read_facts
 from wasi_export.training.data import make_loader
 from wasi_export.training.loop import METRICS, evaluate
+from wasi_export.training.profile import PROFILE, TRACED_STEPS, WARMUP_STEPS, Profile
 from wasi_export.training.resume import CHECKPOINT, TrainingInterrupted
-from wasi_export.training.stage import first_model, train_run
+from wasi_export.training.stage import Profiling, first_model, train_run
 
 pytestmark = pytest.mark.slow
 
@@ -121,6 +122,32 @@ def test_an_unfinished_run_of_another_configuration_is_kept_without_force(tiny, 
     with pytest.raises(ConfigError, match=r"of another configuration or start.*--force"):
         train_run(tiny("seed=1"), "dense", tmp_path / "run")
     train_run(tiny("seed=1", "train.dense.epochs=1"), "dense", tmp_path / "run", force=True)
+
+
+@pytest.mark.parametrize("method", ["dense", "subspace"])
+def test_a_profile_is_written_and_changes_no_weight(finished, dense, tiny, tmp_path, method):
+    init = dense if method == "subspace" else None
+    facts = train_run(
+        tiny(), method, tmp_path / "run", init=init, profiling=Profiling(tmp_path / "trace.json")
+    )
+    assert facts.weights_sha256 == read_facts(finished / method).weights_sha256
+    profile = Profile.model_validate_json((tmp_path / "run" / PROFILE).read_bytes())
+    assert profile.steps == 10 - WARMUP_STEPS - TRACED_STEPS
+    assert [phase.name for phase in profile.phases] == [
+        "data", "forward", "backward", "clipping", "update", "other",
+    ]  # fmt: skip
+    assert sum(phase.share for phase in profile.phases) == pytest.approx(1)
+    kinds = {part.name for part in profile.parts if part.forward_ms and part.backward_ms}
+    assert {"attention", "mlp", "norm", "dense linear"} <= kinds
+    assert ("factored linear" in kinds) == (method == "subspace")
+    forward = next(phase for phase in profile.phases if phase.name == "forward")
+    assert sum(part.forward_ms for part in profile.parts) == pytest.approx(forward.wall_ms)
+    assert (tmp_path / "trace.json").exists()
+
+
+def test_a_finished_run_has_nothing_to_profile(finished, tiny):
+    with pytest.raises(UsageError, match="is finished, no step is left to profile: give --force"):
+        train_run(tiny(), "dense", finished / "dense", profiling=Profiling())
 
 
 def test_no_epochs_give_a_run_with_the_initial_weights(tiny, tmp_path):

@@ -1,19 +1,21 @@
-"""`wasi-export run`: everything, from images to a validated bundle, each stage done once."""
+"""`wasi-export run`: everything, from images to a validated bundle, once or for every job of a sweep."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wasi_export.cli._config import ConfigFile, Overrides, read_config
-from wasi_export.cli._console import JsonFlag, exit_codes, print_json, print_table, track
-from wasi_export.cli._torch import prepare_torch
-from wasi_export.cli.train import epoch_line
+from wasi_export.cli._console import JsonFlag, exit_codes, print_json, print_table
+from wasi_export.errors import UsageError
 
 if TYPE_CHECKING:
-    from wasi_export.cli._stages import StageCache, StageKeys
+    from collections.abc import Sequence
+
     from wasi_export.cli._summary import RunSummary
-    from wasi_export.config import Config, TrainMethod
+    from wasi_export.cli._sweep import Job
+    from wasi_export.cli._sweep_table import SweepTable
 
 
 @exit_codes
@@ -23,9 +25,16 @@ def run(
         Path | None, typer.Option("--out", "-o", help="Folder of all results. Default: runs/NAME.")
     ] = None,
     overrides: Overrides = None,
+    dense: Annotated[
+        Path | None, typer.Option(help="Folder of a dense run to share. Default: dense/ below --out.")
+    ] = None,
+    array: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Of a sweep: run the I-th of N parts, I from 1.")
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Of a sweep: run nothing, write the table.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Do every stage anew.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the configuration, every key with its value, and stop.")
+        bool, typer.Option("--dry-run", help="Print the configuration or the sweep's jobs, and stop.")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -33,7 +42,30 @@ def run(
 
     A stage whose inputs have not changed is not done again; one that was interrupted resumes. The exit code
     is that of the validation.
+
+    A CONFIG with a table [sweep] is many such runs, see docs/scaling.md; --array runs a part of them. The
+    exit code is the highest of the part's jobs.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            f"run is one process, WORLD_SIZE is {os.environ['WORLD_SIZE']}: train on several with "
+            "`wasi-export train`"
+        )
+    jobs = None
+    if config is not None:
+        from wasi_export.cli._sweep import read_sweep
+
+        jobs = read_sweep(config, overrides or ())
+    if jobs is not None:
+        assert config is not None
+        if force or dense is not None:
+            raise UsageError(f"{config} is a sweep: --force and --dense are for a single run")
+        _run_sweep(
+            jobs, out or Path("runs") / config.stem,
+            array=array, merge=merge, dry_run=dry_run, as_json=as_json,
+        )  # fmt: skip
+    if array is not None or merge:
+        raise UsageError(f"--array and --merge are for a sweep, {config or 'the demo'} has no table [sweep]")
     settings = read_config(config, overrides)
     if dry_run:
         if as_json:
@@ -41,13 +73,9 @@ def run(
         else:
             typer.echo(settings.to_toml(), nl=False)
         return
-    from wasi_export.cli._stages import StageCache, StageKeys
+    from wasi_export.cli._pipeline import Pipeline
 
-    folder = out or Path("runs") / settings.name
-    cache = StageCache(folder)
-    if force:
-        cache.clear()
-    summary = _Pipeline(settings, folder, StageKeys.of(settings), cache, force=force).run()
+    summary = Pipeline(settings, out or Path("runs") / settings.name, dense=dense, force=force).run()
     if as_json:
         print_json(summary)
     else:
@@ -55,116 +83,32 @@ def run(
     raise typer.Exit(summary.exit_code)
 
 
-class _Pipeline:
-    """The stages of one run, each done only where its inputs have changed."""
+def _run_sweep(
+    jobs: "Sequence[Job]", folder: Path, *, array: str | None, merge: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Runs a part of the jobs of a sweep, or all, merges what is finished, and ends the command."""
+    from wasi_export.cli._sweep import Part
+    from wasi_export.cli._sweep_run import finished_job, run_jobs
+    from wasi_export.cli._sweep_table import merge as merge_jobs
 
-    def __init__(
-        self, config: "Config", folder: Path, keys: "StageKeys", cache: "StageCache", *, force: bool
-    ) -> None:
-        self.config, self.folder, self.keys, self.cache, self.force = config, folder, keys, cache, force
+    mine = Part.parse(array or "1/1").of(jobs)
+    if dry_run:
+        names = [job.name for job in mine]
+        print_json(names) if as_json else typer.echo("\n".join(names))
+        raise typer.Exit
+    code = 0 if merge else run_jobs(mine, folder)
+    table = merge_jobs(jobs, folder, lambda job: finished_job(job, folder))
+    if as_json:
+        print_json(table)
+    else:
+        _print_sweep(table, folder)
+    raise typer.Exit(code)
 
-    def run(self) -> "RunSummary":
-        """Does what is not done yet; returns the summary."""
-        from wasi_export.cli._summary import RunSummary, read_document
 
-        report = self.folder / "report"
-        files = [report / name for name in ("summary.json", "report.json", "report.md")]
-        if not self.cache.is_done("report", self.keys.report, files):
-            self._train("dense", self.keys.dense)
-            self._train("subspace", self.keys.subspace)
-            self._export("dense", "baseline", self.keys.baseline)
-            self._export("subspace", "bundle", self.keys.bundle)
-            self._measure_memory(report / "memory.json")
-            self._validate(report)
-        return read_document(RunSummary, report / "summary.json")
-
-    def _train(self, method: "TrainMethod", key: str) -> None:
-        """Trains a stage, or resumes it; the subspace stage starts from the dense one."""
-        run_dir = self.folder / method
-        if self.cache.is_done(method, key, [run_dir]):
-            return
-        prepare_torch()
-        from wasi_export.training.stage import train_run
-
-        was_done = self.cache.begin(method)
-        _say(f"{method}: training, {run_dir}")
-        train_run(
-            self.config,
-            method,
-            run_dir,
-            init=self.folder / "dense" if method == "subspace" else None,
-            force=self.force or was_done,
-            replace=True,
-            track=track,
-            on_epoch=lambda metrics: _say(f"  {epoch_line(metrics)}"),
-        )
-        self.cache.finish(method, key)
-
-    def _export(self, method: "TrainMethod", name: str, key: str) -> None:
-        """Exports what a stage trained into a bundle."""
-        destination = self.folder / name
-        if self.cache.is_done(name, key, [destination]):
-            return
-        prepare_torch()
-        from wasi_export.cli._bundle import export_run
-        from wasi_export.training.checkpoint import write_config
-
-        self.cache.begin(name)
-        _say(f"{name}: exporting, {destination}")
-        write_config(self.folder / method, self.config)  # its export section may be newer than the run
-        export_run(self.folder / method, destination, force=True)
-        self.cache.finish(name, key)
-
-    def _measure_memory(self, path: Path) -> None:
-        """Measures the peak memory of a training step, dense and low-rank, where the system tells it."""
-        if self.cache.is_done("memory", self.keys.memory, [path]):
-            return
-        prepare_torch()
-        from wasi_export.artifact import write_bytes
-        from wasi_export.cli._summary import StepMemoryPair
-        from wasi_export.errors import HostError
-        from wasi_export.training.checkpoint import load_run
-        from wasi_export.training.memory import StepJob, measure_step_memory
-
-        def measure(method: "TrainMethod") -> float:
-            run = load_run(self.folder / method)
-            job = StepJob(
-                model=self.config.model,
-                train=getattr(self.config.train, method),
-                input=run.facts.input,
-                num_classes=len(run.facts.classes),
-                plan=run.plan,
-                batch_size=self.config.data.batch_size,
-            )
-            return measure_step_memory(job).peak_mb
-
-        self.cache.begin("memory")
-        _say("memory: measuring training steps")
-        try:
-            pair = StepMemoryPair(dense_mb=measure("dense"), low_rank_mb=measure("subspace"))
-        except HostError as error:
-            _say(f"  not measured: {error}")
-            pair = StepMemoryPair()
-        write_bytes(path, pair.model_dump_json().encode())
-        self.cache.finish("memory", self.keys.memory)
-
-    def _validate(self, folder: Path) -> None:
-        """Validates the bundle against the baseline, on the validation images, and writes the report."""
-        from wasi_export.artifact import Bundle, write_bytes
-        from wasi_export.cli._summary import RunSummary, StepMemoryPair, read_document
-        from wasi_export.datasets import load_data
-        from wasi_export.runtimes.validate import validate, write_report
-
-        self.cache.begin("report")
-        _say(f"report: validating, {folder}")
-        baseline, bundle = Bundle.open(self.folder / "baseline"), Bundle.open(self.folder / "bundle")
-        images = load_data(self.config.data)[1]
-        report = validate(bundle, self.config.thresholds, baseline=baseline, images=images, track=track)
-        write_report(report, folder)
-        memory = read_document(StepMemoryPair, folder / "memory.json")
-        summary = RunSummary.of(report, baseline, bundle, memory=memory, report_path=folder / "report.md")
-        write_bytes(folder / "summary.json", (summary.model_dump_json(indent=2) + "\n").encode())
-        self.cache.finish("report", self.keys.report)
+def _print_sweep(table: "SweepTable", folder: Path) -> None:
+    columns, rows, align = table.cells()
+    print_table(table.title, columns, rows, align=align)
+    typer.echo(f"table: {folder / 'sweep.md'}")
 
 
 def _print_summary(summary: "RunSummary") -> None:
@@ -174,7 +118,3 @@ def _print_summary(summary: "RunSummary") -> None:
     print_table(f"{summary.name}: {summary.verdict}", COLUMNS, rows)
     typer.echo(f"bundle: {summary.bundle}")
     typer.echo(f"report: {summary.report}")
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)

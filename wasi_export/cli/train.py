@@ -1,5 +1,6 @@
 """`wasi-export train`: one training stage, dense or with subspace layers."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -8,8 +9,10 @@ import typer
 from wasi_export.cli._config import ConfigFile, Overrides, read_config
 from wasi_export.cli._console import JsonFlag, exit_codes, print_json, print_table, track
 from wasi_export.cli._torch import prepare_torch
+from wasi_export.errors import UsageError
 
 if TYPE_CHECKING:
+    from wasi_export.training.profile import Profile
     from wasi_export.training.resume import EpochMetrics
 
 
@@ -27,12 +30,27 @@ def train(
     ] = None,
     overrides: Overrides = None,
     force: Annotated[bool, typer.Option("--force", help="Start anew whatever the folder holds.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Measure where a step's time goes, into profile.json.")
+    ] = False,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a Chrome trace of three steps; with --profile.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train a model into a run folder. Ctrl-C saves it, and the same command resumes."""
+    """Train a model into a run folder. Ctrl-C saves it, and the same command resumes.
+
+    Several processes train together under `accelerate launch` or `torchrun`, see docs/scaling.md.
+    """
+    if trace is not None and not profile:
+        raise UsageError(f"--trace {trace} needs --profile")
     settings = read_config(config, overrides)
+    if profile:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch.profiler tells what it does on stderr
     prepare_torch()
-    from wasi_export.training.stage import train_run
+    from wasi_export.training.processes import is_main_process, leave_processes
+    from wasi_export.training.profile import PROFILE, Profile
+    from wasi_export.training.stage import Profiling, train_run
 
     run_dir = out or Path("runs") / settings.name / method
     epochs: list[int] = []
@@ -41,9 +59,23 @@ def train(
         epochs.append(metrics.epoch)
         typer.echo(epoch_line(metrics), err=True)
 
-    facts = train_run(settings, method, run_dir, init=init, force=force, track=track, on_epoch=on_epoch)
+    facts = train_run(
+        settings,
+        method,
+        run_dir,
+        init=init,
+        force=force,
+        track=track,
+        on_epoch=on_epoch,
+        profiling=Profiling(trace) if profile else None,
+    )
+    speaks = is_main_process()
+    leave_processes()
+    if not speaks:
+        return
+    measured = Profile.model_validate_json((run_dir / PROFILE).read_bytes()) if profile else None
     if as_json:
-        print_json(facts)
+        print_json(facts if measured is None else {"run": facts, "profile": measured})
         return
     if not epochs:
         typer.echo(f"{run_dir} was finished already: nothing to train (--force starts anew)", err=True)
@@ -56,6 +88,26 @@ def train(
             ("run", str(run_dir)),
         ],
         align="lr",
+    )
+    if measured is not None:
+        _print_profile(measured)
+
+
+def _print_profile(profile: "Profile") -> None:
+    rows = [
+        (phase.name, f"{phase.wall_ms:.2f}", f"{phase.cpu_ms:.2f}", f"{phase.share:.1%}")
+        for phase in profile.phases
+    ]
+    rows.append(("whole step", f"{profile.step_ms:.2f}", f"{profile.step_cpu_ms:.2f}", ""))
+    typer.echo(f"medians of {profile.steps} steps, {profile.device}, threads: {profile.threads}")
+    print_table("by phase of a step", ("", "ms", "CPU ms", "share"), rows)
+    print_table(
+        "by part of the model, ms",
+        ("", "forward", "backward", "update"),
+        [
+            (part.name, f"{part.forward_ms:.2f}", f"{part.backward_ms:.2f}", f"{part.update_ms:.2f}")
+            for part in profile.parts
+        ],
     )
 
 

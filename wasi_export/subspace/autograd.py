@@ -14,17 +14,45 @@ shape O×I. With X̃ = P·Uᵀ the activation the core stands for (P its token-e
 
 So the gradient of the factors is the exact gradient at X̃, and the error of compression goes nowhere else.
 
+The `wsi` rule wants the gradient of the weight in place of those of the factors. It is dYᵀ·X̃ = (dYᵀ·P)·Uᵀ:
+of the rank of U, and in that form it is never of shape O×I (`WeightGradient`).
+
 Source: arXiv 2510.09160 eq. 8-10, written for the factors themselves in place of the dense weight.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from wasi_export.subspace.tucker import Bases, expand_tokens
+
+
+@dataclass(frozen=True)
+class WeightGradient:
+    """The gradient of a weight, G = coefficients·basisᵀ; ‖G‖ is that of the coefficients."""
+
+    coefficients: Float[Tensor, "d_out r"]
+    basis: Float[Tensor, "d_in r"]
+    """With orthonormal columns."""
+
+    def add(self, other: "WeightGradient") -> "WeightGradient":
+        """Returns the sum; where the bases differ it has the columns of both, as many as the weight has."""
+        if other.basis is self.basis:
+            return WeightGradient(self.coefficients + other.coefficients, self.basis)
+        Q, R = torch.linalg.qr(torch.cat((self.basis, other.basis), 1))
+        return WeightGradient(torch.cat((self.coefficients, other.coefficients), 1) @ R.T, Q)
+
+
+@runtime_checkable
+class GradientSink(Protocol):
+    """Takes the gradients of a weight that backward passes make."""
+
+    weight_gradient: WeightGradient | None
 
 
 class SubspaceLinearFunction(torch.autograd.Function):
@@ -40,8 +68,14 @@ class SubspaceLinearFunction(torch.autograd.Function):
         core: Tensor,
         feature: Tensor | None,
         token: Tensor | None,
+        sink: GradientSink | None = None,
     ) -> Tensor:
-        """Returns y (…, O) for x (…, I); `core` is what `compress` made of x in the bases."""
+        """Returns y (…, O) for x (…, I).
+
+        `core` is what `compress` made of x in the bases. A sink gets the gradient of the weight, and the
+        factors get none; it needs a feature basis.
+        """
+        ctx.sink = sink
         ctx.save_for_backward(left, right, core, feature, token)
         return F.linear(F.linear(x, right), left, bias)
 
@@ -59,6 +93,11 @@ class SubspaceLinearFunction(torch.autograd.Function):
         if needs_left or needs_right:
             P = expand_tokens(core, Bases(feature, token))
             P = P.reshape(-1, P.shape[-1])
+            if ctx.sink is not None:
+                found = WeightGradient(dY.T @ P, feature)
+                known = ctx.sink.weight_gradient
+                ctx.sink.weight_gradient = found if known is None else known.add(found)
+                needs_left = needs_right = False
             if needs_right:
                 grad_right = G.T @ P
                 grad_right = grad_right if feature is None else grad_right @ feature.T
@@ -72,4 +111,4 @@ class SubspaceLinearFunction(torch.autograd.Function):
                     grad_left = dY.T @ (P @ projected.T)
         if needs_bias:
             grad_bias = dY.sum(0)
-        return grad_x, grad_left, grad_right, grad_bias, None, None, None
+        return grad_x, grad_left, grad_right, grad_bias, None, None, None, None

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from wasi_export.ranks import ActivationRanks
-from wasi_export.subspace.autograd import SubspaceLinearFunction
+from wasi_export.subspace.autograd import SubspaceLinearFunction, WeightGradient
 from wasi_export.subspace.tucker import Bases, compress, follow
 
 BASIS_PERIOD = 8
@@ -33,6 +33,9 @@ class SubspaceLinear(nn.Module):
     feature_basis: Tensor | None
     token_basis: Tensor | None
     passes: Tensor
+    collect_weight_gradient: bool = False
+    """Whether backward adds up the gradient of the weight in `weight_gradient`; the factors then get none."""
+    weight_gradient: WeightGradient | None = None
 
     def __init__(
         self,
@@ -81,7 +84,14 @@ class SubspaceLinear(nn.Module):
         return cast(
             Tensor,
             SubspaceLinearFunction.apply(
-                x, self.left, self.right, self.bias, core, bases.feature, bases.token
+                x,
+                self.left,
+                self.right,
+                self.bias,
+                core,
+                bases.feature,
+                bases.token,
+                self if self.collect_weight_gradient else None,
             ),
         )
 

@@ -2,7 +2,7 @@
 
 A run can be stopped after any step and resumed to bit-identical weights: the order of the images, their
 augmentation, mixup, dropout and the learning rate follow from the seed and the position alone, and
-everything else is in the checkpoint.
+everything else is in the checkpoint. It may be resumed on another number of processes, see `processes.py`.
 """
 
 import time
@@ -20,7 +20,16 @@ from wasi_export.artifact import write_bytes
 from wasi_export.config import TrainConfig
 from wasi_export.progress import Track, silent
 from wasi_export.training.data import Batch, EpochBatches
+from wasi_export.training.ladder import saving_memory
 from wasi_export.training.optim import create_optimizer, create_scheduler
+from wasi_export.training.processes import (
+    check_shares,
+    largest_share,
+    make_accelerator,
+    share_evaluation,
+    sum_over_processes,
+)
+from wasi_export.training.profile import Profiler, Unprofiled
 from wasi_export.training.resume import (
     CHECKPOINT,
     EpochMetrics,
@@ -46,8 +55,13 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch]) -> Evaluation:
-    """Returns loss and accuracy of the model over all batches; the model stays in the mode it was in."""
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], accelerator: Accelerator | None = None
+) -> Evaluation:
+    """Returns loss and accuracy of the model over all batches; the model stays in the mode it was in.
+
+    With an accelerator the batches are this process's share, and the result is over those of all processes.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -61,6 +75,9 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> Evaluation:
             count += len(labels)
     finally:
         model.train(was_training)
+    if accelerator is not None:
+        loss, *counts = sum_over_processes(accelerator, (loss, correct, count))
+        correct, count = map(int, counts)
     return Evaluation(loss / count, correct / count, count)
 
 
@@ -75,6 +92,7 @@ def fit(
     key: str = "",
     track: Track = silent,
     on_epoch: Callable[[EpochMetrics], None] | None = None,
+    profiler: Profiler | None = None,
 ) -> tuple[EpochMetrics, ...]:
     """Trains the model, in place; returns the metrics of every epoch, those before a resume too.
 
@@ -88,16 +106,21 @@ def fit(
         key: of the configuration and start; a checkpoint with another key is refused.
         track: progress display.
         on_epoch: called with the metrics of each epoch as it ends.
+        profiler: measures the steps.
 
     Raises:
         TrainingInterrupted: SIGINT or SIGTERM came; the last whole step is saved where there is a run_dir.
-        ConfigError: unknown optimiser or schedule, or a checkpoint of another configuration.
+        ConfigError: unknown optimiser or schedule, a checkpoint of another configuration, or a batch that
+            the processes cannot share.
         ModelFailedError: the loss is not finite.
     """
     batches = train_loader.batch_sampler
     if not isinstance(batches, EpochBatches):
         raise TypeError("train_loader must come from make_loader(training=True)")
-    accelerator = Accelerator()
+    profiler = profiler or Unprofiled()
+    accelerator = make_accelerator()
+    processes = accelerator.num_processes
+    check_shares(batches.batch_size, config, processes=processes)
     model.to(accelerator.device).train()
     optimizer = create_optimizer(model, config)
     position = Position(key=key)
@@ -107,10 +130,17 @@ def fit(
         restore(checkpoint, position, model, optimizer)
 
     loader = accelerator.prepare(train_loader)
+    val_batches = share_evaluation(val_loader, processes=processes, index=accelerator.process_index)
+    val_rounds = largest_share(len(val_loader), processes=processes)
     steps = len(loader)
     scheduler = create_scheduler(optimizer, config, config.epochs * steps)
     step = TrainingStep(
-        accelerator, accelerator.prepare(model), accelerator.prepare(optimizer), config, seed=seed
+        accelerator,
+        accelerator.prepare(model),
+        accelerator.prepare(optimizer),
+        config,
+        seed=seed,
+        phase=profiler.phase,
     )
 
     def save() -> None:
@@ -119,16 +149,22 @@ def fit(
             write_bytes(run_dir / METRICS, lines.encode())
             save_position(checkpoint, position, model, optimizer)
 
-    with stop_signals() as signals:
+    def any_process(received: bool) -> bool:
+        return sum_over_processes(accelerator, (received,))[0] > 0
+
+    memory = saving_memory(model, optimizer, config, mixed_precision=accelerator.mixed_precision)
+    with memory, stop_signals(any_process) as signals, profiler:
         try:
             for epoch in range(position.epoch, config.epochs):
-                batches.go_to(epoch, position.batch * accelerator.num_processes)
+                batches.go_to(epoch, position.batch)
                 remaining = steps - position.batch
                 label = f"epoch {epoch + 1}/{config.epochs}"
                 clock = _Clock()
-                for images, labels in signals.guard(track(loader if remaining else (), label, remaining)):
+                loaded = profiler.loading(loader) if remaining else ()
+                for images, labels in signals.guard(track(loaded, label, remaining)):
                     scheduler.step_update(position.step)
                     loss = step(images, labels, position.step)
+                    profiler.end_step()
                     wall, cpu = clock.lap()
                     position = position.model_copy(
                         update={
@@ -139,21 +175,20 @@ def fit(
                             "cpu_seconds": position.cpu_seconds + cpu,
                         }
                     )
-                result = evaluate(model, signals.guard(track(val_loader, "evaluate", len(val_loader))))
+                result = evaluate(
+                    model, signals.guard(track(val_batches, "evaluate", val_rounds), val_rounds), accelerator
+                )
                 scheduler.step_update(position.step - 1)  # a resume may have taken no step
                 metrics = EpochMetrics(
                     epoch=epoch + 1,
                     step=position.step,
-                    train_loss=_mean(position.loss_sum / steps, accelerator),
+                    train_loss=position.loss_sum / steps,
                     val_loss=result.loss,
                     val_accuracy=result.accuracy,
                     lr=optimizer.param_groups[0]["lr"],
                     seconds=position.seconds,
                     cpu_seconds=position.cpu_seconds,
-                    images_per_second=steps
-                    * batches.batch_size
-                    * accelerator.num_processes
-                    / position.seconds,
+                    images_per_second=steps * batches.batch_size / position.seconds,
                 )
                 position = Position(
                     key=key, epoch=epoch + 1, step=position.step, history=(*position.history, metrics)
@@ -163,19 +198,12 @@ def fit(
                     on_epoch(metrics)
         except TrainingInterrupted:
             save()
+            accelerator.wait_for_everyone()  # a launcher ends all processes once one has ended
             raise TrainingInterrupted(
                 f"interrupted at epoch {position.epoch + 1}, step {position.step}: "
                 + (f"saved {checkpoint}, the same command resumes" if checkpoint else "nothing is kept")
             ) from None
     return position.history
-
-
-def _mean(value: float, accelerator: Accelerator) -> float:
-    """Returns the mean over the processes, which have seen different images."""
-    if accelerator.num_processes == 1:
-        return value
-    mean: torch.Tensor = accelerator.reduce(torch.tensor(value, device=accelerator.device), "mean")
-    return mean.item()
 
 
 class _Clock:

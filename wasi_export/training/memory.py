@@ -6,20 +6,24 @@ workspace of the kernels. Not counted: the interpreter, the libraries, the data 
 """
 
 import ctypes
+import gc
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from pydantic import Field
+from torch import nn
 
 from wasi_export.artifact import InputSpec
 from wasi_export.config import Frozen, ModelConfig, TrainConfig
 from wasi_export.errors import HostError, ModelFailedError
 from wasi_export.ranks import Plan
 from wasi_export.subspace.inject import install_layers
+from wasi_export.training.ladder import saving_memory
 from wasi_export.training.models import create_model
 from wasi_export.training.optim import create_optimizer
 from wasi_export.training.step import TrainingStep
@@ -32,6 +36,9 @@ class StepMemory(Frozen):
     """Peak memory of training steps."""
 
     peak_mb: float = Field(description="peak resident memory over that after the imports, in 10^6 bytes")
+    process_mb: float = Field(description="peak resident memory of the whole process, libraries included")
+    step_seconds: float = Field(description="wall time of the last step")
+    step_cpu_seconds: float = Field(description="processor time of the last step")
     batch_size: int
     threads: int
     counted: str = "parameters, gradients, optimizer state, buffers, activations, workspace"
@@ -85,27 +92,72 @@ def take_steps(job: StepJob) -> StepMemory:
     """Takes the steps in this process and returns what they needed; to be called right after the imports."""
     torch.set_num_threads(job.threads)
     torch.manual_seed(0)
+    _warm_up(job)
+    _release()
     before = _resident_bytes("VmRSS")
+    model = make_model(job)
+    # The dense weights that the factors replaced are gone; they are not to count.
+    _release()
+    _CLEAR.write_text("5")  # sets the peak back to the present, see proc(5)
+    wall, cpu = _take(job, model)
+    peak = _resident_bytes("VmHWM")
+    return StepMemory(
+        peak_mb=(peak - before) / 1e6,
+        process_mb=peak / 1e6,
+        step_seconds=wall,
+        step_cpu_seconds=cpu,
+        batch_size=job.batch_size,
+        threads=job.threads,
+    )
+
+
+def _take(job: StepJob, model: nn.Module) -> tuple[float, float]:
+    """Takes the steps of a job; returns wall and processor time of the last in seconds."""
+    accelerator = Accelerator(cpu=True)
+    optimizer = create_optimizer(model, job.train)
+    step = TrainingStep(
+        accelerator, accelerator.prepare(model), accelerator.prepare(optimizer), job.train, seed=0
+    )
+    with saving_memory(model, optimizer, job.train):
+        for index in range(STEPS):
+            images, labels = draw_batch(job)
+            began = time.perf_counter(), time.process_time()
+            step(images, labels, index)
+    return time.perf_counter() - began[0], time.process_time() - began[1]
+
+
+def _warm_up(job: StepJob) -> None:
+    """Takes steps of a small dense model, so that kernels and libraries are loaded and have their buffers."""
+    small = ModelConfig(
+        name="vit_tiny_patch16_224", img_size=32, kwargs={"embed_dim": 64, "depth": 1, "num_heads": 1}
+    )
+    train = TrainConfig(opt=job.train.opt, clip_grad=job.train.clip_grad)
+    size = InputSpec(height=32, width=32, mean=job.input.mean, std=job.input.std)
+    warm = job.model_copy(
+        update={"model": small, "train": train, "input": size, "plan": None, "batch_size": 2}
+    )
+    _take(warm, make_model(warm))
+
+
+def _release() -> None:
+    """Gives back to the system what nothing refers to."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def make_model(job: StepJob) -> nn.Module:
+    """Returns the model of a job with random weights, in training mode."""
     bare = job.model.model_copy(update={"pretrained": False, "checkpoint": None})
     model = create_model(bare, job.num_classes).train()
     if job.plan is not None:
         install_layers(model, job.plan)
-    # The dense weights that the factors replaced are gone; they are not to count.
-    ctypes.CDLL(None).malloc_trim(0)
-    _CLEAR.write_text("5")  # sets the peak back to the present, see proc(5)
-    accelerator = Accelerator(cpu=True)
-    step = TrainingStep(
-        accelerator,
-        accelerator.prepare(model),
-        accelerator.prepare(create_optimizer(model, job.train)),
-        job.train,
-        seed=0,
-    )
+    return model
+
+
+def draw_batch(job: StepJob) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns random images [B, C, H, W] and labels [B]."""
     shape = (job.batch_size, job.input.channels, job.input.height, job.input.width)
-    for index in range(STEPS):
-        step(torch.randn(shape), torch.randint(job.num_classes, (job.batch_size,)), index)
-    peak = _resident_bytes("VmHWM") - before
-    return StepMemory(peak_mb=peak / 1e6, batch_size=job.batch_size, threads=job.threads)
+    return torch.randn(shape), torch.randint(job.num_classes, (job.batch_size,))
 
 
 def _resident_bytes(field: str) -> int:

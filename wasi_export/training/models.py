@@ -8,6 +8,7 @@ from pickle import UnpicklingError
 from typing import cast
 
 import timm
+import torch
 from safetensors import SafetensorError
 from timm.data import resolve_model_data_config
 from timm.models import adapt_input_conv, load_state_dict
@@ -26,14 +27,15 @@ def create_model(config: ModelConfig, num_classes: int) -> nn.Module:
     Random weights come from torch's global generator: seed it first.
 
     Raises:
-        ConfigError: timm has no such model or argument, or the checkpoint does not fit.
+        ConfigError: timm has no such model or argument, the model cannot be had in the image size, or the
+            checkpoint does not fit.
         HostError: pretrained weights cannot be downloaded.
     """
     if config.pretrained and config.checkpoint is not None:
         raise ConfigError(f"model.pretrained and model.checkpoint = {config.checkpoint}: choose one")
     require_known(config.name)
     arguments = dict(config.kwargs)
-    if config.img_size is not None:
+    if config.img_size is not None and _is_made_for_a_size(config.name):
         arguments["img_size"] = config.img_size
     try:
         model = timm.create_model(
@@ -56,6 +58,7 @@ def create_model(config: ModelConfig, num_classes: int) -> nn.Module:
         raise ConfigError(f"{config.name}: {_first_line(error)}") from error
     if config.checkpoint is not None:
         load_checkpoint(model, config.checkpoint)
+    _require_image_size(model, config)
     return cast(nn.Module, model)
 
 
@@ -149,6 +152,34 @@ def read_state(path: Path) -> State:
         f"{path} is not a file of weights alone, and nothing else is opened: save the model's state_dict as "
         ".safetensors"
     )
+
+
+def _is_made_for_a_size(name: str) -> bool:
+    """Returns whether timm makes the model for one image size; the others take any, and no such argument."""
+    pretrained = timm.get_pretrained_cfg(name)
+    return pretrained is None or bool(pretrained.fixed_input_size)
+
+
+def _require_image_size(model: nn.Module, config: ModelConfig) -> None:
+    """Does nothing where the model takes images of the configured size.
+
+    Some models (EfficientFormer) accept the argument and stay as they are, which only a forward pass shows.
+    """
+    size = config.img_size
+    own = cast(dict[str, tuple[int, int, int]], model.pretrained_cfg)["input_size"][-2:]
+    if size is None or own == (size, size) or hasattr(getattr(model, "patch_embed", None), "img_size"):
+        return
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, config.in_chans, size, size))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{config.name} cannot take images of {size}×{size} ({_first_line(error)}): set model.img_size "
+            f"to {own[0]}"
+        ) from error
+    finally:
+        model.train(was_training)
 
 
 def _adapted(state: State, model: nn.Module, path: Path) -> State:

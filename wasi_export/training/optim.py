@@ -12,7 +12,9 @@ from torch import nn
 
 from wasi_export.config import TrainConfig
 from wasi_export.errors import ConfigError
-from wasi_export.subspace import subspace_layers
+from wasi_export.subspace import SubspaceLinear, subspace_layers
+from wasi_export.subspace.gauge import GaugeFix
+from wasi_export.subspace.update import WsiUpdate, rate_scale
 from wasi_export.training.models import head_modules
 
 SCHEDULES = ("cosine", "tanh", "poly", "wsd", "rsqrt", "constant")
@@ -26,9 +28,9 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     the factors `left` and `right` are.
     """
     excluded = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
-    rates = {
-        id(p): config.factor_lr for _, layer in subspace_layers(model) for p in (layer.left, layer.right)
-    }
+    rates: dict[int, float | None] = {}
+    for _, layer in subspace_layers(model):
+        rates[id(layer.left)], rates[id(layer.right)] = factor_rates(layer, config)
     rates |= {id(p): config.head_lr for module in head_modules(model) for p in module.parameters()}
     groups = []
     for group in param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=excluded):
@@ -40,20 +42,45 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     return groups
 
 
+def factor_rates(layer: SubspaceLinear, config: TrainConfig) -> tuple[float, float]:
+    """Returns the learning rates of `left` and `right` of a layer."""
+    if config.factor_lr == "auto":
+        left, right = rate_scale(layer)
+        return left * config.lr, right * config.lr
+    rate = config.factor_lr or config.lr
+    return rate, rate
+
+
 def create_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Returns timm's optimiser over `parameter_groups`.
+    """Returns timm's optimiser over `parameter_groups`, with the update rule of the factored layers attached.
+
+    The rules change the layers, in place: `right` freezes every `left`, `wsi` makes the layers collect the
+    gradients of their weights and ends with each step of the optimiser, as `factors` does.
 
     Raises:
-        ConfigError: timm has no such optimiser.
+        ConfigError: timm has no such optimiser, the rule cannot be had with it, or no layer is factored.
     """
+    layers = dict(subspace_layers(model))
+    if config.update != "factors" and not layers:
+        raise ConfigError(
+            f'update = "{config.update}" is for factored layers, and the model has none: leave it out, or '
+            "set it in train.subspace"
+        )
+    if config.update == "right":
+        for layer in layers.values():
+            layer.left.requires_grad_(False)
     known: list[str] = list_optimizers()
     if config.opt.lower() not in known:
         near = difflib.get_close_matches(config.opt.lower(), known, n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "see timm.optim.list_optimizers()"
         raise ConfigError(f"timm {timm.__version__} has no optimizer {config.opt!r}: {hint}")
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
-        parameter_groups(model, config), opt=config.opt, lr=config.lr
+        parameter_groups(model, config), opt=config.opt, lr=config.lr, momentum=config.momentum
     )
+    if config.update == "wsi":
+        WsiUpdate(layers, momentum=config.momentum, refresh_every=config.refresh_every).attach(optimizer)
+    elif config.update == "factors" and layers:
+        GaugeFix(layers, config.opt).attach(optimizer)
     return optimizer
 
 

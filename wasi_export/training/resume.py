@@ -7,7 +7,7 @@ the header. Random generators need no state: what is random follows from the see
 import contextlib
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -150,30 +150,47 @@ def restore(path: Path, position: Position, model: nn.Module, optimizer: torch.o
 
 
 class StopSignals:
-    """Whether SIGINT or SIGTERM came."""
+    """Whether SIGINT or SIGTERM came, to this process or to another that trains with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, agree: Callable[[bool], bool]) -> None:
+        """Notes nothing yet; `agree` returns on every process whether a signal came to any."""
         self.received = False
+        self._agree = agree
 
-    def guard(self, items: Iterable[T]) -> Iterator[T]:
-        """Yields the items until a signal came.
+    def guard(self, items: Iterable[T], rounds: int = 0) -> Iterator[T]:
+        """Yields the items until a signal came; all processes stop before the same round.
+
+        Args:
+            items: of this process.
+            rounds: items of the process that has most; one that has fewer asks on, as all must ask together.
 
         Raises:
             TrainingInterrupted: a signal came before the next item.
         """
         for item in items:
-            if self.received:
-                raise TrainingInterrupted
+            self._stop_if_received()
+            rounds -= 1
             yield item
+        for _ in range(rounds):
+            self._stop_if_received()
+
+    def _stop_if_received(self) -> None:
+        if self._agree(self.received):
+            raise TrainingInterrupted
+
+
+def _alone(received: bool) -> bool:
+    return received
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[StopSignals]:
+def stop_signals(agree: Callable[[bool], bool] = _alone) -> Iterator[StopSignals]:
     """Notes the first SIGINT and SIGTERM instead of obeying it; a second one acts at once.
 
-    Outside the main thread, where Python allows no handlers, signals do what they did before.
+    `agree` is what `StopSignals` takes. Outside the main thread, where Python allows no handlers, signals do
+    what they did before.
     """
-    signals = StopSignals()
+    signals = StopSignals(agree)
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return

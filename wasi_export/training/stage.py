@@ -1,9 +1,9 @@
 """One training stage, from a configuration to a finished run folder; the same for `train` and `run`."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from accelerate import Accelerator
 from torch import nn
 
 from wasi_export.artifact import file_sha256, fingerprint, write_bytes
@@ -28,9 +28,19 @@ from wasi_export.training.checkpoint import (
 from wasi_export.training.data import Batch, make_loader, random_numbers
 from wasi_export.training.loop import METRICS, evaluate, fit
 from wasi_export.training.models import create_model, input_spec
+from wasi_export.training.processes import main_first, make_accelerator, on_main
+from wasi_export.training.profile import PROFILE, StepProfiler
 from wasi_export.training.resume import CHECKPOINT, EpochMetrics, position_to_resume, read_position
 
-RUN_FILES = frozenset({FACTS, WEIGHTS, CONFIG, PLAN, METRICS, CHECKPOINT})
+RUN_FILES = frozenset({FACTS, WEIGHTS, CONFIG, PLAN, METRICS, CHECKPOINT, PROFILE})
+
+
+@dataclass(frozen=True)
+class Profiling:
+    """That the steps of a training are to be measured, into profile.json."""
+
+    trace: Path | None = None
+    """Where a Chrome trace of some of the steps goes; None: nowhere."""
 
 
 def first_model(config: Config, classes: tuple[str, ...], init: Path | None = None) -> nn.Module:
@@ -68,7 +78,7 @@ def first_model(config: Config, classes: tuple[str, ...], init: Path | None = No
 def factorize(config: Config, model: nn.Module, images: ImageSet, *, track: Track = silent) -> Plan:
     """Factors a model, in place, by the inputs that training images give its layers; returns the plan."""
     chosen = images.sample(config.subspace.calibration_images, config.seed)
-    device = Accelerator().device
+    device = make_accelerator().device
     loader = make_loader(chosen, input_spec(model, config), config.data, training=False)
     inputs = (batch.to(device) for batch, _ in loader)
     return factorize_model(model.to(device), inputs, config.subspace, total=len(loader), track=track)
@@ -84,10 +94,12 @@ def train_run(
     replace: bool = False,
     track: Track = silent,
     on_epoch: Callable[[EpochMetrics], None] | None = None,
+    profiling: Profiling | None = None,
 ) -> RunFacts:
     """Trains one stage into a folder, resuming where it was interrupted; returns what came out.
 
-    A finished run of the same key is returned as it is.
+    A finished run of the same key is returned as it is. Several processes train together when all call this;
+    the main one writes the folder, displays and is measured.
 
     Args:
         config: the whole configuration.
@@ -98,37 +110,41 @@ def train_run(
         replace: start anew where the folder holds a run of another configuration, instead of refusing.
         track: progress display.
         on_epoch: called with the metrics of each epoch as it ends.
+        profiling: measure the steps as well.
 
     Raises:
         ArtifactExistsError: the folder holds another finished run, or other files.
+        UsageError: the folder cannot be written, or there are no steps to measure.
         TrainingInterrupted: a signal came; the run can be resumed.
     """
-    train, val = load_data(config.data)
-    key = run_key(config, method, train, val, init)
-    _open_folder(run_dir)
-    processes = Accelerator()
-    if processes.is_main_process and (force or (replace and _key_in(run_dir) != key)):
-        _empty(run_dir)
-    processes.wait_for_everyone()
-    if (facts := read_facts(run_dir)) is not None:
-        if facts.key == key:
-            write_config(run_dir, config)  # what the weights do not follow from may be new
-            return facts
-        raise ArtifactExistsError(
-            f"{run_dir} holds a finished run of another configuration (key {facts.key}, this is {key}): "
-            "choose another folder or give --force"
-        )
-    resumes = position_to_resume(run_dir / CHECKPOINT, key) is not None
-    model = first_model(config, train.classes, init)
+    accelerator = make_accelerator()
+    if not accelerator.is_main_process:
+        track, on_epoch = silent, None
+    train, val = main_first(accelerator, lambda: load_data(config.data))  # which may download them
+    key = on_main(accelerator, lambda: run_key(config, method, train, val, init))
+    start = on_main(accelerator, lambda: _open_run(run_dir, config, key, force=force, replace=replace))
+    if start.finished is not None:
+        if profiling is not None:
+            raise UsageError(
+                f"{run_dir} is finished, no step is left to profile: give --force or a new folder"
+            )
+        return start.finished
+    model = main_first(accelerator, lambda: first_model(config, train.classes, init))
     if method == "subspace":
-        if resumes:
-            install_layers(model, Plan.load(run_dir / PLAN))
-        else:
+
+        def make_plan() -> Plan:
             plan = factorize(config, model, train, track=track)
-            if processes.is_main_process:
-                write_bytes(run_dir / PLAN, plan.model_dump_json(indent=2).encode())
+            write_bytes(run_dir / PLAN, plan.model_dump_json(indent=2).encode())
+            return plan
+
+        plan = on_main(accelerator, lambda: Plan.load(run_dir / PLAN) if start.resumes else make_plan())
+        if start.resumes or not accelerator.is_main_process:
+            install_layers(model, plan)  # the values come from the checkpoint, or from the main process
     spec = input_spec(model, config)
     val_loader = make_loader(val, spec, config.data, training=False)
+    profiler = None
+    if profiling is not None and accelerator.is_main_process:
+        profiler = StepProfiler(model, trace=profiling.trace)
     history = fit(
         model,
         make_loader(train, spec, config.data, training=True, seed=config.seed),
@@ -139,24 +155,29 @@ def train_run(
         key=key,
         track=track,
         on_epoch=on_epoch,
+        profiler=profiler,
     )
-    facts = RunFacts(
-        name=config.name,
-        method=method,
-        classes=train.classes,
-        input=spec,
-        seed=config.seed,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        metrics=_summary(history) or _evaluated(model, track(val_loader, "evaluate", len(val_loader))),
-        data_fingerprint=train.fingerprint,
-        key=key,
-        weights_sha256="",
-    )
-    if processes.is_main_process:
+
+    def finish() -> RunFacts:
+        facts = RunFacts(
+            name=config.name,
+            method=method,
+            classes=train.classes,
+            input=spec,
+            seed=config.seed,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            metrics=_summary(history) or _evaluated(model, track(val_loader, "evaluate", len(val_loader))),
+            data_fingerprint=train.fingerprint,
+            key=key,
+            weights_sha256="",
+        )
         facts = save_run(run_dir, model, config, facts)
         (run_dir / CHECKPOINT).unlink(missing_ok=True)
-    processes.wait_for_everyone()
-    return facts
+        if profiler is not None:
+            write_bytes(run_dir / PROFILE, (profiler.result().model_dump_json(indent=2) + "\n").encode())
+        return facts
+
+    return on_main(accelerator, finish)
 
 
 def run_key(config: Config, method: TrainMethod, train: ImageSet, val: ImageSet, init: Path | None) -> str:
@@ -196,6 +217,31 @@ def _summary(history: tuple[EpochMetrics, ...]) -> dict[str, float]:
 def _evaluated(model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
     result = evaluate(model, batches)
     return {"val_accuracy": result.accuracy, "val_loss": result.loss, "epochs": 0}
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a run folder holds of the run that is to be trained into it."""
+
+    finished: RunFacts | None = None
+    resumes: bool = False
+
+
+def _open_run(run_dir: Path, config: Config, key: str, *, force: bool, replace: bool) -> _Start:
+    """Makes the run folder ready, in place: empties what is to be replaced, refuses what is not ours."""
+    _open_folder(run_dir)
+    if force or (replace and _key_in(run_dir) != key):
+        _empty(run_dir)
+    facts = read_facts(run_dir)
+    if facts is None:
+        return _Start(resumes=position_to_resume(run_dir / CHECKPOINT, key) is not None)
+    if facts.key != key:
+        raise ArtifactExistsError(
+            f"{run_dir} holds a finished run of another configuration (key {facts.key}, this is {key}): "
+            "choose another folder or give --force"
+        )
+    write_config(run_dir, config)  # what the weights do not follow from may be new
+    return _Start(finished=facts)
 
 
 def _open_folder(run_dir: Path) -> None:

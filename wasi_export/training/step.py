@@ -10,7 +10,10 @@ from torch import nn
 
 from wasi_export.config import TrainConfig
 from wasi_export.errors import ConfigError, ModelFailedError
+from wasi_export.subspace import SubspaceLinear, subspace_layers
 from wasi_export.training.data import random_numbers
+from wasi_export.training.profile import Phases, unmeasured
+from wasi_export.training.weight_gradients import average_over_processes, clip_gradients
 
 
 class TrainingStep:
@@ -24,10 +27,15 @@ class TrainingStep:
         config: TrainConfig,
         *,
         seed: int,
+        phase: Phases = unmeasured,
     ) -> None:
-        """Makes the step of a model and an optimiser that the accelerator has prepared."""
+        """Makes the step of a model and an optimiser that the accelerator has prepared; `phase` times it."""
+        self.phase = phase
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.config, self.seed = config, seed
+        self.collecting: tuple[SubspaceLinear, ...] = ()
+        if config.update == "wsi":
+            self.collecting = tuple(layer for _, layer in subspace_layers(accelerator.unwrap_model(model)))
         self.mixup = None
         if config.mixup or config.cutmix:
             self.mixup = Mixup(
@@ -51,15 +59,35 @@ class TrainingStep:
                     raise ConfigError(f"mixup pairs images: data.batch_size must be even, got {len(images)}")
                 images, labels = self.mixup(images, labels)  # smooths the labels as well
                 smoothing = 0.0
-            loss = F.cross_entropy(self.model(images), labels, label_smoothing=smoothing)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise ModelFailedError(
-                    f"the training loss is {value} at step {step}: lower the learning rate"
-                )
-            self.accelerator.backward(loss)
+            value = 0.0
+            size = self.config.memory.micro_batch or len(images)
+            parts = zip(torch.split(images, size), torch.split(labels, size), strict=True)
+            for part, targets in parts:
+                value += self._add_gradients(part, targets, smoothing, step, share=len(part) / len(images))
+            average_over_processes(self.accelerator, self.collecting)
             if self.config.clip_grad is not None:
-                self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_grad)
-            self.optimizer.step()
-            self.optimizer.zero_grad()  # here, so that no gradient is held through the next forward pass
+                with self.phase("clipping"):
+                    self._clip(self.config.clip_grad)
+            with self.phase("update"):
+                self.optimizer.step()
+                self.optimizer.zero_grad()  # here, so that no gradient is held through the next forward pass
         return value
+
+    def _add_gradients(
+        self, images: torch.Tensor, labels: torch.Tensor, smoothing: float, step: int, *, share: float
+    ) -> float:
+        """Adds up the gradients of a share of a batch, in place; returns what the share adds to the loss."""
+        with self.phase("forward"):
+            loss = share * F.cross_entropy(self.model(images), labels, label_smoothing=smoothing)
+            value: float = self.accelerator.reduce(loss.detach(), "mean").item()  # of all processes
+        if not math.isfinite(value):
+            raise ModelFailedError(f"the training loss is {value} at step {step}: lower the learning rate")
+        with self.phase("backward"):
+            self.accelerator.backward(loss)
+        return value
+
+    def _clip(self, max_norm: float) -> None:
+        if self.collecting:
+            clip_gradients(self.model, self.collecting, max_norm)
+        else:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm)

@@ -1,0 +1,95 @@
+"""Budgets of training memory, and the paper's search, over a real configuration."""
+
+from collections.abc import Callable
+
+import pytest
+
+from wasi_export.config import Config
+from wasi_export.cost import linear_cost
+from wasi_export.datasets import load_data
+from wasi_export.errors import RankError
+from wasi_export.training.planning import PlannedModel, plan_model
+from wasi_export.training.stage import first_model
+
+MODEL = {
+    "name": "vit_tiny_patch16_224",
+    "img_size": 32,
+    "in_chans": 1,
+    "kwargs": {"patch_size": 8, "embed_dim": 128, "depth": 2, "num_heads": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def planned() -> Callable[..., PlannedModel]:
+    """Returns what plans the same small model under some keys of `subspace`."""
+
+    def plan(**subspace: object) -> PlannedModel:
+        batch = {"source": "digits", "batch_size": 8}
+        values = {"model": MODEL, "data": batch, "subspace": {"calibration_images": 32, **subspace}}
+        config = Config.from_mapping(values)
+        images, _ = load_data(config.data)
+        return plan_model(config, first_model(config, images.classes), images)
+
+    return plan
+
+
+@pytest.fixture(scope="module")
+def smallest(planned: Callable[..., PlannedModel]) -> PlannedModel:
+    return planned(rank=32)
+
+
+def test_the_dense_totals_are_those_of_the_model(smallest: PlannedModel) -> None:
+    assert smallest.dense.parameters > smallest.planned.parameters
+    assert smallest.dense.macs > smallest.planned.macs
+    assert smallest.dense.train_memory_mb > smallest.planned.train_memory_mb
+    assert smallest.dense.latency_ms is None
+
+
+def test_a_budget_of_memory_is_used_up_and_kept(
+    planned: Callable[..., PlannedModel], smallest: PlannedModel
+) -> None:
+    low, high = smallest.planned.train_memory_mb, smallest.dense.train_memory_mb
+    budget = low + 0.6 * (high - low)
+    made = planned(allocation="output_error", max_train_memory_mb=budget)
+    assert 0.97 * budget < made.planned.train_memory_mb <= budget
+    assert smallest.planned.parameters < made.planned.parameters < made.dense.parameters
+    assert any(f"max_train_memory_mb {budget:,.10g}" in layer.reason for layer in made.plan.layers)
+
+
+def test_a_memory_that_the_dense_model_fits_in_leaves_it_dense(
+    planned: Callable[..., PlannedModel], smallest: PlannedModel
+) -> None:
+    made = planned(allocation="output_error", max_train_memory_mb=2 * smallest.dense.train_memory_mb)
+    assert made.planned == made.dense
+    assert made.plan.factored == ()
+
+
+def test_a_memory_below_the_smallest_names_it_and_what_helps(planned: Callable[..., PlannedModel]) -> None:
+    message = (
+        r"max_train_memory_mb = 1 is below \d+, the predicted peak at the smallest ranks with batch size 8: "
+        r'set train.subspace.memory.level = "small" \(\d+\) or lower data.batch_size'
+    )
+    with pytest.raises(RankError, match=message):
+        planned(allocation="output_error", max_train_memory_mb=1)
+
+
+def test_the_papers_search_chooses_activation_ranks_within_a_memory(
+    planned: Callable[..., PlannedModel], smallest: PlannedModel
+) -> None:
+    saved: dict[float, int] = {}
+    for budget_mb in (0.03, 0.4):
+        made = planned(rank=32, allocation="perplexity", activation_memory_mb=budget_mb)
+        ranks = [layer.activation for layer in made.plan.factored]
+        assert [layer.rank for layer in made.plan.layers] == [layer.rank for layer in smallest.plan.layers]
+        assert len({rank.feature for rank in ranks}) > 1
+        saved[budget_mb] = sum(
+            linear_cost(layer, batch=8, tokens=layer.tokens or 0).saved_input_bytes
+            for layer in made.plan.factored
+        )
+        assert saved[budget_mb] <= budget_mb * 1e6
+    assert saved[0.03] < saved[0.4]
+
+
+def test_a_memory_of_activations_below_the_smallest_is_refused(planned: Callable[..., PlannedModel]) -> None:
+    with pytest.raises(RankError, match=r"at least [\d,]+ bytes of saved inputs are needed, got 1,000"):
+        planned(rank=32, allocation="perplexity", activation_memory_mb=0.001)

@@ -1,0 +1,171 @@
+"""The stages of `wasi-export run`, from images to a validated bundle; what is done is not done again."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import typer
+
+from wasi_export.artifact import write_bytes
+from wasi_export.cli._console import track
+from wasi_export.cli._lock import locked
+from wasi_export.cli._stages import StageCache, StageKeys
+from wasi_export.cli._summary import RunSummary, StepMemoryPair, read_document
+from wasi_export.cli._torch import prepare_torch
+from wasi_export.cli.train import epoch_line
+from wasi_export.config import Config, TrainMethod
+from wasi_export.errors import HostError
+
+
+class Pipeline:
+    """The stages of one run, each done only where its inputs have changed."""
+
+    def __init__(
+        self, config: Config, folder: Path, *, dense: Path | None = None, force: bool = False
+    ) -> None:
+        """Finds out what is done in a folder.
+
+        Args:
+            config: of the run.
+            folder: of its results.
+            dense: folder of the dense run, which others may use as well; None: one of its own.
+            force: do everything anew.
+
+        Raises:
+            IntegrityError: the folder does not hold what was written.
+        """
+        self.config, self.folder, self.force = config, folder, force
+        self.keys, self.cache = StageKeys.of(config), StageCache(folder)
+        self.shares_dense = dense is not None
+        self.run_dirs: dict[TrainMethod, Path] = {
+            "dense": dense or folder / "dense",
+            "subspace": folder / "subspace",
+        }
+
+    def finished(self) -> RunSummary | None:
+        """Returns the summary of what is finished; None where a stage is still to be done.
+
+        Raises:
+            IntegrityError: the summary is not what was written.
+        """
+        report = self.folder / "report"
+        files = [report / name for name in ("summary.json", "report.json", "report.md")]
+        if self.force or not self.cache.is_done("report", self.keys.report, files):
+            return None
+        return read_document(RunSummary, report / "summary.json")
+
+    def run(self) -> RunSummary:
+        """Does what is not done yet; returns the summary.
+
+        Raises:
+            UsageError: another process works in the folder.
+        """
+        with locked(self.folder):
+            self.cache = StageCache(self.folder)  # as whoever had the lock before left it
+            if (summary := self.finished()) is not None:
+                return summary
+            if self.force:
+                self.cache.clear()
+            report = self.folder / "report"
+            with self._dense_run():
+                self._train("dense", self.keys.dense)
+            self._train("subspace", self.keys.subspace)
+            with self._dense_run():
+                self._export("dense", "baseline", self.keys.baseline)
+            self._export("subspace", "bundle", self.keys.bundle)
+            self._measure_memory(report / "memory.json")
+            self._validate(report)
+            return read_document(RunSummary, report / "summary.json")
+
+    def _dense_run(self) -> AbstractContextManager[None]:
+        """Returns the context in which the dense run is written, alone where others share it."""
+        return locked(self.run_dirs["dense"], wait=True) if self.shares_dense else nullcontext()
+
+    def _train(self, method: TrainMethod, key: str) -> None:
+        """Trains a stage, or resumes it; the subspace stage starts from the dense one."""
+        run_dir = self.run_dirs[method]
+        if self.cache.is_done(method, key, [run_dir]):
+            return
+        prepare_torch()
+        from wasi_export.training.stage import train_run
+
+        was_done = self.cache.begin(method)
+        say(f"{method}: training, {run_dir}")
+        train_run(
+            self.config,
+            method,
+            run_dir,
+            init=self.run_dirs["dense"] if method == "subspace" else None,
+            # What others use as well is finished for this configuration, or is not.
+            force=(self.force or was_done) and not (method == "dense" and self.shares_dense),
+            replace=True,
+            track=track,
+            on_epoch=lambda metrics: say(f"  {epoch_line(metrics)}"),
+        )
+        self.cache.finish(method, key)
+
+    def _export(self, method: TrainMethod, name: str, key: str) -> None:
+        """Exports what a stage trained into a bundle."""
+        destination = self.folder / name
+        if self.cache.is_done(name, key, [destination]):
+            return
+        prepare_torch()
+        from wasi_export.cli._bundle import export_run
+        from wasi_export.training.checkpoint import write_config
+
+        self.cache.begin(name)
+        say(f"{name}: exporting, {destination}")
+        write_config(self.run_dirs[method], self.config)  # its export section may be newer than the run
+        export_run(self.run_dirs[method], destination, force=True)
+        self.cache.finish(name, key)
+
+    def _measure_memory(self, path: Path) -> None:
+        """Measures the peak memory of a training step, dense and low-rank, where the system tells it."""
+        if self.cache.is_done("memory", self.keys.memory, [path]):
+            return
+        prepare_torch()
+        from wasi_export.training.checkpoint import load_run
+        from wasi_export.training.memory import StepJob, measure_step_memory
+
+        def measure(method: TrainMethod) -> float:
+            run = load_run(self.run_dirs[method])
+            job = StepJob(
+                model=self.config.model,
+                train=getattr(self.config.train, method),
+                input=run.facts.input,
+                num_classes=len(run.facts.classes),
+                plan=run.plan,
+                batch_size=self.config.data.batch_size,
+            )
+            return measure_step_memory(job).peak_mb
+
+        self.cache.begin("memory")
+        say("memory: measuring training steps")
+        try:
+            pair = StepMemoryPair(dense_mb=measure("dense"), low_rank_mb=measure("subspace"))
+        except HostError as error:
+            say(f"  not measured: {error}")
+            pair = StepMemoryPair()
+        write_bytes(path, pair.model_dump_json().encode())
+        self.cache.finish("memory", self.keys.memory)
+
+    def _validate(self, folder: Path) -> None:
+        """Validates the bundle against the baseline, on the validation images, and writes the report."""
+        from wasi_export.artifact import Bundle
+        from wasi_export.datasets import load_data
+        from wasi_export.runtimes.validate import validate, write_report
+
+        self.cache.begin("report")
+        say(f"report: validating, {folder}")
+        baseline, bundle = Bundle.open(self.folder / "baseline"), Bundle.open(self.folder / "bundle")
+        images = load_data(self.config.data)[1]
+        report = validate(bundle, self.config.thresholds, baseline=baseline, images=images, track=track)
+        write_report(report, folder)
+        memory = read_document(StepMemoryPair, folder / "memory.json")
+        summary = RunSummary.of(report, baseline, bundle, memory=memory, report_path=folder / "report.md")
+        write_bytes(folder / "summary.json", (summary.model_dump_json(indent=2) + "\n").encode())
+        self.cache.finish("report", self.keys.report)
+
+
+def say(line: str) -> None:
+    """Prints a line about the work on stderr."""
+    typer.echo(line, err=True)

@@ -1,0 +1,66 @@
+"""What a whole model costs for one image, counted while it runs."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from wasi_export.allocate import ModelRest
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Parameters and multiply-adds of a model for one image, and the rows that its layers get."""
+
+    parameters: int
+    macs: int
+    """Of Linear layers, convolutions and the two products of attention; nothing else counts."""
+    tokens: Mapping[str, int]
+    """Rows of the input of each named layer."""
+
+    def rest(self, weights: Mapping[str, int]) -> ModelRest:
+        """Returns what is left without the weights of named layers, given their numbers of parameters."""
+        return ModelRest(
+            parameters=self.parameters - sum(weights.values()),
+            macs=self.macs - sum(count * self.tokens[name] for name, count in weights.items()),
+        )
+
+
+@torch.no_grad()
+def measure_model_cost(model: nn.Module, layers: Mapping[str, nn.Module], image: Tensor) -> ModelCost:
+    """Returns the cost of a model, from one pass of one image.
+
+    The model runs in evaluation mode and is left in the mode it was in.
+
+    Args:
+        model: any module.
+        layers: whose rows are counted, by name.
+        image: (1, C, H, W).
+    """
+    tokens: dict[str, int] = {}
+    hooks = [layer.register_forward_pre_hook(_row_counter(name, tokens)) for name, layer in layers.items()]
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    try:
+        # Without the fused kernels: which of them are counted differs between versions of torch.
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            model(image.to(device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(was_training)
+    return ModelCost(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        macs=counter.get_total_flops() // 2,
+        tokens=tokens,
+    )
+
+
+def _row_counter(name: str, tokens: dict[str, int]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        tokens[name] = tokens.get(name, 0) + inputs[0].numel() // inputs[0].shape[-1]
+
+    return count

@@ -1,0 +1,209 @@
+"""From a configuration to a plan: what `wasi-export plan` shows and training can start from.
+
+A budget of training memory is met through the parameters. The predicted peak of a step is taken to grow with
+the parameters allowed (weights, gradients and optimiser state do, and saved inputs hardly depend on the
+ranks), so the largest number of parameters that fits is looked for by interpolation between one that fits and
+one that does not. Should the peak not grow everywhere, the plan that is found still fits: its own prediction
+was made.
+"""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from wasi_export.allocate import LayerTimes, candidates
+from wasi_export.config import Config, Frozen, MemoryConfig, SubspaceConfig
+from wasi_export.cost import LinearForm
+from wasi_export.datasets import ImageSet
+from wasi_export.errors import RankError
+from wasi_export.progress import Track, silent
+from wasi_export.ranks import Plan
+from wasi_export.subspace.inject import target_layers
+from wasi_export.subspace.perplexity import choose_activations, measure_perplexity
+from wasi_export.subspace.planner import MeasuredModel, decide, measure_layers
+from wasi_export.training.data import make_loader
+from wasi_export.training.memory import StepJob
+from wasi_export.training.models import input_spec
+from wasi_export.training.predict import predict_step_memory
+from wasi_export.training.processes import make_accelerator
+
+PREDICTIONS = 8  # at most: each takes seconds
+CLOSE_ENOUGH = 0.98  # of the memory allowed
+SMALL_BRACKET = 0.005  # of the parameters of the dense model
+
+TimesOf = Callable[[MeasuredModel], LayerTimes]
+"""Measures the layers and the rest of the model in the runtime, which training does not know."""
+
+
+class ModelTotals(Frozen):
+    """What a whole model has; figures for one image but for the training step."""
+
+    parameters: int
+    macs: int
+    train_memory_mb: float = Field(description="predicted peak of a step of train.subspace, in 10^6 bytes")
+    latency_ms: float | None = Field(None, description="predicted; None: not asked for")
+
+
+class PlannedModel(Frozen):
+    """A plan, and what it makes of the model."""
+
+    name: str
+    batch_size: int
+    plan: Plan
+    dense: ModelTotals
+    planned: ModelTotals
+
+
+def plan_model(
+    config: Config,
+    model: nn.Module,
+    images: ImageSet,
+    *,
+    times_of: TimesOf | None = None,
+    track: Track = silent,
+) -> PlannedModel:
+    """Returns the plan that the configuration asks for, and its totals; leaves the model as it is.
+
+    Args:
+        config: the whole configuration; a budget of memory is one of `train.subspace` with its batch size.
+        model: the dense model.
+        images: training images, of which some calibrate.
+        times_of: for a budget of latency.
+        track: progress display.
+
+    Raises:
+        RankError: an explicit rank is above what a layer has, or the budgets cannot be met.
+        ConfigError: there is a budget of latency and no `times_of`.
+    """
+    measured = measure_model(config, model, images, track=track)
+    times = times_of(measured) if times_of and config.subspace.max_latency_ms is not None else None
+    job = _step_job(config, model, images)
+    if config.subspace.max_train_memory_mb is None:
+        plan = decide(measured, config.subspace, times=times)
+        peak_mb = _peak_mb(job, plan)
+    else:
+        plan, peak_mb = _fit_memory(config.subspace, job, measured, times)
+    dense = plan.model_copy(
+        update={"layers": tuple(layer.model_copy(update={"rank": None}) for layer in plan.layers)}
+    )
+    return PlannedModel(
+        name=config.model.name,
+        batch_size=job.batch_size,
+        plan=plan,
+        dense=_totals(dense, measured, times, _peak_mb(job, None)),
+        planned=_totals(plan, measured, times, peak_mb),
+    )
+
+
+def measure_model(
+    config: Config, model: nn.Module, images: ImageSet, *, track: Track = silent
+) -> MeasuredModel:
+    """Returns what a plan is decided from, by training images; leaves the model's weights as they are."""
+    chosen = images.sample(config.subspace.calibration_images, config.seed)
+    device = make_accelerator().device
+    loader = make_loader(chosen, input_spec(model, config), config.data, training=False)
+    inputs = (batch.to(device) for batch, _ in loader)
+    measured = measure_layers(model.to(device), inputs, config.subspace, total=len(loader), track=track)
+    if config.subspace.allocation != "perplexity":
+        return measured
+    batch, labels = next(iter(loader))
+    return _by_perplexity(config, measured, model, batch.to(device), labels.to(device))
+
+
+def _step_job(config: Config, model: nn.Module, images: ImageSet) -> StepJob:
+    """Returns the training step of the subspace stage whose memory is predicted, still dense."""
+    return StepJob(
+        model=config.model,
+        train=config.train.subspace,
+        input=input_spec(model, config),
+        num_classes=len(images.classes),
+        batch_size=config.data.batch_size,
+        threads=torch.get_num_threads(),
+    )
+
+
+def _peak_mb(job: StepJob, plan: Plan | None) -> float:
+    return predict_step_memory(job.model_copy(update={"plan": plan})).peak_mb
+
+
+def _fit_memory(
+    config: SubspaceConfig, job: StepJob, measured: MeasuredModel, times: LayerTimes | None
+) -> tuple[Plan, float]:
+    """Returns the plan with the most parameters whose predicted peak is within the budget, and that peak."""
+    limit_mb = cast(float, config.max_train_memory_mb)
+
+    def tried(parameters: int) -> tuple[Plan, float]:
+        plan = decide(measured, config, times=times, memory_parameters=parameters)
+        return plan, _peak_mb(job, plan)
+
+    high = min(config.max_params or measured.cost.parameters, measured.cost.parameters)
+    largest, high_mb = tried(high)
+    if high_mb <= limit_mb:
+        return largest, high_mb
+    low = measured.rest.parameters + sum(
+        min(candidate.parameters for candidate in candidates(spectrum)) for spectrum in measured.spectra
+    )
+    best, low_mb = tried(low)
+    if low_mb > limit_mb:
+        raise RankError(_too_small(limit_mb, low_mb, job, best))
+    for _ in range(PREDICTIONS):
+        if low_mb >= CLOSE_ENOUGH * limit_mb or high - low < SMALL_BRACKET * measured.cost.parameters:
+            break
+        share = (limit_mb - low_mb) / (high_mb - low_mb)
+        middle = low + int(min(max(share, 0.05), 0.95) * (high - low))
+        plan, peak_mb = tried(middle)
+        if peak_mb <= limit_mb:
+            best, low, low_mb = plan, middle, peak_mb
+        else:
+            high, high_mb = middle, peak_mb
+    return best, low_mb
+
+
+def _too_small(limit_mb: float, smallest_mb: float, job: StepJob, plan: Plan) -> str:
+    """Returns why no rank fits, with the predicted figure of the memory switches that would help."""
+    message = (
+        f"max_train_memory_mb = {limit_mb:g} is below {smallest_mb:.0f}, the predicted peak at the smallest "
+        f"ranks with batch size {job.batch_size}"
+    )
+    if job.train.memory.level == "small":
+        return f"{message}: lower data.batch_size"
+    train = job.train.model_copy(update={"memory": MemoryConfig(level="small")})
+    saving_mb = _peak_mb(job.model_copy(update={"train": train}), plan)
+    remedy = f'set train.subspace.memory.level = "small" ({saving_mb:.0f}) or lower data.batch_size'
+    return f"{message}: {remedy}"
+
+
+def _totals(
+    plan: Plan, measured: MeasuredModel, times: LayerTimes | None, train_memory_mb: float
+) -> ModelTotals:
+    forms = [
+        LinearForm(layer.out_features, layer.in_features, layer.tokens or 0, layer.rank)
+        for layer in plan.layers
+    ]
+    return ModelTotals(
+        parameters=measured.rest.parameters + sum(form.parameters for form in forms),
+        macs=measured.rest.macs + sum(form.macs for form in forms),
+        train_memory_mb=train_memory_mb,
+        latency_ms=None if times is None else times.model_ms(forms),
+    )
+
+
+def _by_perplexity(
+    config: Config, measured: MeasuredModel, model: nn.Module, images: Tensor, labels: Tensor
+) -> MeasuredModel:
+    """Returns the measured model with activation ranks by the paper's search, for the layers it factors."""
+    subspace, targets = config.subspace, target_layers(model, config.subspace)
+    points = measure_perplexity(
+        model,
+        {layer.name: targets[layer.name] for layer in decide(measured, subspace).factored},
+        images,
+        lambda logits: F.cross_entropy(logits, labels),
+        mode=subspace.activation,
+        batch_size=config.data.batch_size,
+    )
+    chosen = choose_activations(points, int(cast(float, subspace.activation_memory_mb) * 1e6))
+    return measured.with_activations({name: point.ranks for name, point in chosen.items()})
