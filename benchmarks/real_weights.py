@@ -34,7 +34,8 @@ from wasi_export.training.checkpoint import load_run
 from wasi_export.training.data import make_loader
 from wasi_export.training.memory import StepJob, measure_step_memory
 from wasi_export.training.models import input_spec
-from wasi_export.training.stage import factorize, first_model, train_run
+from wasi_export.training.planning import factorize
+from wasi_export.training.stage import first_model, train_run
 
 ROWS = [("dense", None)] + [(method, f) for f in (0.2, 0.4) for method in ("plain", "whitened")]
 PROBE_IMAGES = 1000
@@ -58,7 +59,10 @@ def config_of(method: str, fraction: float | None, seed: int, checkpoint: Path) 
         "train": {"dense": stage, "subspace": stage},
     }  # fmt: skip
     if fraction is not None:
-        values["subspace"] = {"method": method, "fraction": fraction, "activation": "feature"}
+        values["subspace"] = {
+            "method": method, "fraction": fraction, "activation": "feature",
+            "sensitivity": "none", "dense_epochs": 0,
+        }  # fmt: skip
     return Config.from_mapping(values)
 
 

@@ -58,7 +58,10 @@ def test_an_unknown_key_is_answered_with_the_nearest_known_one(
         ("[subspace]\nrank = 0", "subspace.rank: Input should be greater than or equal to 1, got 0"),
         ("[subspace]\nfraction = 1.0", "subspace.fraction: Input should be less than 1, got 1.0"),
         ("[model]\nin_chans = 2", "model.in_chans: Input should be 1 or 3, got 2"),
-        ("[subspace]\nmethod = 'svd'", "subspace.method: Input should be 'whitened' or 'plain', got 'svd'"),
+        (
+            "[subspace]\nmethod = 'svd'",
+            "subspace.method: Input should be 'sequential', 'whitened' or 'plain', got 'svd'",
+        ),
         ("[train.dense]\nlr = nan", "train.dense.lr: Input should be greater than 0, got nan"),
     ],
 )

@@ -34,6 +34,17 @@ def test_dense_training_memory_of_vit_b_32_is_the_papers(
     assert 12 * total / 2**20 == pytest.approx(training_mib)
 
 
+def test_dense_training_memory_of_the_mlps_of_swin_t_is_the_papers() -> None:
+    """arXiv 2510.09160, Swin-T: batch 128, 224 px; depth, width and tokens of each stage."""
+    stages = [(2, 96, 3136), (2, 192, 784), (6, 384, 196), (2, 768, 49)]
+    total = sum(
+        depth * linear_cost(layer("fc", *sizes), batch=128, tokens=tokens).training_bytes
+        for depth, width, tokens in stages
+        for sizes in ((width, 4 * width), (4 * width, width))
+    )
+    assert total / 2**20 == pytest.approx(3557, abs=0.5)
+
+
 def test_a_pair_costs_its_rank_times_both_sides() -> None:
     cost = linear_cost(layer("fc1", 384, 1536, rank=112), batch=4, tokens=197)
     assert cost.parameters == 112 * (384 + 1536)

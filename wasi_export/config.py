@@ -16,8 +16,9 @@ from pydantic_core import ErrorDetails
 from wasi_export._extras import require
 from wasi_export.errors import ConfigError
 
-FactorMethod = Literal["whitened", "plain"]
-ActivationMode = Literal["none", "feature", "feature+token"]
+FactorMethod = Literal["sequential", "whitened", "plain"]
+Sensitivity = Literal["none", "features", "output"]
+ActivationMode = Literal["none", "feature", "feature+token", "feature+token+batch"]
 Allocation = Literal["uniform", "output_error", "perplexity"]
 TrainMethod = Literal["dense", "subspace"]
 UpdateRule = Literal["factors", "right", "wsi"]
@@ -27,7 +28,7 @@ BoundaryType = Literal["fp32", "bf16"]
 MEASURES = ("epsilon", "fraction", "rank")
 BUDGETS = ("max_params", "max_macs", "max_train_memory_mb", "max_latency_ms")
 
-DEFAULT_TARGETS = ("*attn.qkv", "*attn.proj", "*mlp.fc1", "*mlp.fc2")
+CLASSIFIERS = ("head*", "aux_head*", "classif*", "fc", "last_linear")  # timm's names of them
 
 
 class Frozen(BaseModel):
@@ -71,7 +72,19 @@ class SubspaceConfig(Frozen):
     """How Linear layers become `left·right`, and how their inputs are kept for the backward pass."""
 
     method: FactorMethod = Field(
-        "whitened", description="whitened: by output energy; plain: SVD of the weight"
+        "sequential",
+        description="sequential: fitted layer after layer to the dense outputs; whitened: each by its own "
+        "output energy; plain: SVD of the weight",
+    )
+    sensitivity: Sensitivity = Field(
+        "output",
+        description="errors count by what they do, output: to the predicted classes, features: to what the "
+        "head sees; none: alike",
+    )
+    dense_epochs: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="epochs of train.subspace that are trained dense, before the layers are factored; None: "
+        "half of them, or none where training goes on from a finished dense run",
     )
     epsilon: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="explained energy to keep")
     fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
@@ -97,13 +110,17 @@ class SubspaceConfig(Frozen):
     plan: Path | None = Field(
         None, description="plan.json of `wasi-export plan`: its ranks are taken, no measure or budget is read"
     )
-    include: tuple[str, ...] = Field(DEFAULT_TARGETS, description="name patterns of layers to factor")
+    include: tuple[str, ...] = Field(
+        ("*",), description="name patterns of layers to factor; a bare `*` does not mean classifiers"
+    )
     exclude: tuple[str, ...] = Field((), description="name patterns of layers to leave dense")
     calibration_images: int = Field(256, ge=1, description="images that give the input second moments")
     activation: ActivationMode = Field("feature", description="modes in which saved inputs are compressed")
     activation_epsilon: float = Field(0.95, gt=0, le=1, description="energy of the saved inputs to keep")
     activation_memory_mb: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="saved inputs of the factored layers for one training batch, in 10^6 bytes"
+        None,
+        description="saved inputs of the factored layers for one training batch, in 10^6 bytes; ranks are "
+        "chosen within it in place of activation_epsilon",
     )
 
     @property
@@ -120,6 +137,11 @@ class SubspaceConfig(Frozen):
             raise ValueError(f"give a measure or budgets, got {given[0]} and {' and '.join(self.budgets)}")
         if self.budgets and self.allocation != "output_error":
             raise ValueError(f'{self.budgets[0]} needs allocation = "output_error", got "{self.allocation}"')
+        if self.activation_memory_mb is not None and self.activation == "none":
+            raise ValueError(
+                'activation_memory_mb is for compressed inputs, got activation = "none": set it, or leave '
+                "activation_memory_mb out"
+            )
         if self.allocation == "perplexity" and (
             self.activation_memory_mb is None or self.activation == "none"
         ):
@@ -189,8 +211,8 @@ class TrainConfig(Frozen):
     opt: str = Field("adamw", description="timm optimizer name")
     lr: float = Field(1e-4, gt=0, description="learning rate")
     head_lr: Annotated[float, Field(gt=0)] | None = Field(None, description="of the head; None: lr")
-    factor_lr: Annotated[float, Field(gt=0)] | Literal["auto"] | None = Field(
-        None, description="of the factors `left` and `right`; auto: lr, scaled by the shape; None: lr"
+    factor_lr: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto", description="of the factors `left` and `right`; auto: lr, scaled by their shape"
     )
     update: UpdateRule = Field(
         "factors",

@@ -110,12 +110,14 @@ def linear_step_macs(layer: LayerPlan, *, batch: int, tokens: int, moves_bases: 
 def saved_input_bytes(in_features: int, ranks: ActivationRanks, *, batch: int, tokens: int) -> int:
     """Returns the bytes in which a saved input (B, N, I) is kept.
 
-    With ranks r_token and r_feature it takes B·r_token·r_feature + N·r_token + I·r_feature numbers; a mode
-    without a rank is kept whole and has no factor.
+    With a rank r for each mode it takes r_batch·r_token·r_feature + B·r_batch + N·r_token + I·r_feature
+    numbers; a mode without a rank is kept whole and has no factor.
 
     Source: arXiv 2510.09160 section 3.4, with the ranks paired with the right modes.
     """
-    feature, token = ranks.feature, ranks.token
-    core = batch * (token or tokens) * (feature or in_features)
-    bases = tokens * (token or 0) + in_features * (feature or 0)
+    if ranks.token_count is not None:  # windows: an image is several samples to the layer
+        batch, tokens = batch * tokens // ranks.token_count, ranks.token_count
+    feature, token, sample = ranks.feature, ranks.token, ranks.batch_rank(batch)
+    core = (sample or batch) * (token or tokens) * (feature or in_features)
+    bases = batch * (sample or 0) + tokens * (token or 0) + in_features * (feature or 0)
     return FLOAT_BYTES * (core + bases)

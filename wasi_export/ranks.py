@@ -26,6 +26,14 @@ class ActivationRanks(Frozen):
     feature: int | None = None
     token: int | None = None
     token_count: int | None = Field(None, description="N that the token rank was chosen for")
+    batch: int | None = None
+    batch_count: int | None = Field(None, description="B that the batch rank was chosen for")
+
+    def batch_rank(self, batch: int) -> int | None:
+        """Returns the rank for a batch of any size: in proportion to it; None: the batch mode is whole."""
+        if self.batch is None or self.batch_count is None:
+            return None
+        return min(batch, -(-self.batch * batch // self.batch_count))
 
 
 class LayerPlan(Frozen):

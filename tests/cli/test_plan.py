@@ -18,7 +18,7 @@ kwargs = { embed_dim = 64, depth = 2, num_heads = 2, patch_size = 4 }
 source = "digits"
 [subspace]
 rank = 16
-exclude = ["*attn.proj"]
+exclude = ["*proj"]
 calibration_images = 32
 """
 
@@ -105,7 +105,7 @@ def test_a_file_is_not_overwritten_without_force(config: Path, tmp_path: Path) -
 def test_patterns_that_match_nothing_are_one_line(config: Path) -> None:
     result = plan(config, "-s", 'subspace.include=["*nothing"]')
     assert result.exit_code == 2
-    assert "no Linear layer matches *nothing; the model has blocks.0.attn.qkv" in result.stderr
+    assert "no layer that can be factored matches *nothing; the model has patch_embed.proj" in result.stderr
 
 
 def test_a_rank_above_the_full_one_is_one_line(config: Path) -> None:

@@ -81,7 +81,7 @@ def test_the_parameter_count_is_that_of_the_formula(vit: nn.Module) -> None:
 
 def test_a_layer_at_break_even_stays_dense_and_says_why(vit: nn.Module) -> None:
     plan = factorize(vit, rank=32)  # break-even of 64x64 is 32
-    projections = [layer for layer in plan.layers if layer.name.endswith("proj")]
+    projections = [layer for layer in plan.layers if layer.name.endswith("attn.proj")]
     assert [layer.rank for layer in projections] == [None, None]
     assert all(layer.reason.startswith("dense: rank 32 is not below break-even 32") for layer in projections)
     assert type(vit.get_submodule("blocks.0.attn.proj")) is nn.Linear
@@ -137,8 +137,10 @@ def test_plain_factors_without_compression_read_no_data(vit: nn.Module) -> None:
 
 
 def test_a_model_without_matching_layers_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"no Linear layer matches .*; the model has 0"):
-        factorize(nn.Sequential(nn.Linear(4, 4)))
+    with pytest.raises(
+        UnsupportedModelError, match=r"no layer that can be factored matches no\.such; the model has 1, 2"
+    ):
+        factorize(nn.Sequential(nn.Flatten(), nn.Linear(3072, 4), nn.Linear(4, 4)), include=["no.such"])
 
 
 def test_a_rank_above_full_rank_is_refused(vit: nn.Module) -> None:

@@ -2,18 +2,20 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from wasi_export.cost import linear_cost
 from wasi_export.ranks import ActivationRanks, LayerPlan
 from wasi_export.subspace.linear import BASIS_PERIOD, SubspaceLinear
-from wasi_export.subspace.tucker import Bases, compress, follow, reconstruct
+from wasi_export.subspace.tucker import Bases, batch_basis, compress, follow, reconstruct
 
 IN, OUT, RANK = 11, 13, 4
 MODES = {
@@ -21,6 +23,8 @@ MODES = {
     "feature": ActivationRanks(feature=5),
     "token": ActivationRanks(token=3, token_count=6),
     "feature+token": ActivationRanks(feature=5, token=3, token_count=6),
+    "batch": ActivationRanks(batch=2, batch_count=4),
+    "feature+token+batch": ActivationRanks(feature=5, token=3, token_count=6, batch=2, batch_count=4),
 }
 any_mode = pytest.mark.parametrize("activation", MODES.values(), ids=MODES.keys())
 
@@ -78,6 +82,8 @@ def test_the_factor_gradients_are_exact_at_the_reconstructed_activation(activati
     layer, x = make(activation), tokens().requires_grad_()
     upstream = torch.randn(4, 6, OUT, dtype=x.dtype, generator=torch.Generator().manual_seed(2))
     bases = follow(x.detach(), Bases(layer.feature_basis, layer.token_basis))
+    if activation.batch is not None:
+        bases = replace(bases, batch=batch_basis(compress(x.detach(), bases), activation.batch))
     stored = reconstruct(compress(x.detach(), bases), bases)
     layer(x).backward(upstream)
 
@@ -219,6 +225,112 @@ def test_a_second_forward_does_not_change_what_the_first_one_saved() -> None:
     first.backward()
     assert torch.equal(alone.left.grad, together.left.grad)
     assert torch.equal(alone.right.grad, together.right.grad)
+
+
+def gradients(layer: SubspaceLinear) -> list[Tensor]:
+    found = [parameter.grad for parameter in layer.parameters()]
+    return [grad for grad in found if grad is not None]
+
+
+@any_mode
+@pytest.mark.parametrize("passes", [0, 1, BASIS_PERIOD - 1])
+def test_a_pass_made_again_has_the_gradient_at_what_it_keeps_itself(
+    activation: ActivationRanks, passes: int
+) -> None:
+    """Also where the bases move in the first pass alone (0), or in the second alone (period - 1)."""
+    layer, x = make(activation), tokens().requires_grad_()
+    for seed in range(passes):
+        layer(tokens(seed=seed))
+    checkpoint(layer, x, use_reentrant=False).square().sum().backward()
+
+    assert layer.passes == passes + 2
+    plain = make(activation)
+    plain.load_state_dict(layer.state_dict())
+    plain.passes.fill_(1)  # the bases stay where the second pass had them
+    y = plain(tokens().requires_grad_())
+    y.square().sum().backward()
+    for mine, theirs in zip(gradients(layer), gradients(plain), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    assert len(gradients(layer)) == 3
+
+
+@any_mode
+def test_gradients_of_several_passes_add_up_with_evaluation_in_between(activation: ActivationRanks) -> None:
+    layer, together = make(activation), torch.zeros(OUT, RANK, dtype=torch.float64)
+    for seed in (1, 2):
+        alone = make(activation)
+        alone.load_state_dict(layer.state_dict())
+        alone(tokens(seed=seed)).square().sum().backward()
+        together += alone.left.grad
+        layer(tokens(seed=seed)).square().sum().backward()
+        with torch.no_grad():
+            layer(tokens(3, seed=9))
+    assert torch.allclose(layer.left.grad, together)
+
+
+def test_the_rank_of_the_batch_mode_is_in_proportion_to_the_batch() -> None:
+    layer = make(MODES["batch"])
+    cores: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.ndim == 3:
+            cores.append(len(tensor))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        for batch in (1, 2, 4, 5, 64):
+            layer(tokens(batch))
+    assert cores == [1, 1, 2, 3, 32]
+
+
+@any_mode
+def test_images_have_one_row_a_pixel(activation: ActivationRanks) -> None:
+    """(B, 2, 3, I) is (B, 6, I) to every mode."""
+    flat, image = make(activation), make(activation)
+    x = tokens()
+    flat(x).square().sum().backward()
+    y = image(x.reshape(4, 2, 3, IN))
+    assert y.shape == (4, 2, 3, OUT)
+    y.square().sum().backward()
+    for mine, theirs in zip(gradients(image), gradients(flat), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@any_mode
+@pytest.mark.parametrize("batch", [1, 2, 3, 32, 256])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "autocast"])
+def test_training_stays_finite_at_every_batch_size_and_precision(
+    activation: ActivationRanks, batch: int, precision: str
+) -> None:
+    layer = make(activation).to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
+    for seed in range(BASIS_PERIOD + 1):
+        x = tokens(batch, seed=seed).to(layer.left.dtype)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "autocast"):
+            layer(x).float().square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, tensor in layer.state_dict().items():
+        assert tensor.isfinite().all(), name
+    for basis in (layer.feature_basis, layer.token_basis):
+        if basis is not None:
+            identity = basis.float().T @ basis.float()
+            tolerance = 0.05 if precision == "bf16" else 1e-5
+            assert torch.allclose(identity, torch.eye(len(identity)), atol=tolerance)
+
+
+@any_mode
+def test_an_input_of_zeros_or_of_one_repeated_row_is_no_trouble(activation: ActivationRanks) -> None:
+    layer = make(activation)
+    for x in (torch.zeros(4, 6, IN), torch.ones(4, 6, IN)):
+        layer.passes.zero_()
+        layer(x.double()).square().sum().backward()
+    assert all(grad.isfinite().all() for grad in gradients(layer))
+
+
+@any_mode
+def test_an_input_that_is_not_finite_shows_in_the_output(activation: ActivationRanks) -> None:
+    assert make(activation)(tokens() * float("nan")).isnan().all()
 
 
 @any_mode

@@ -4,6 +4,7 @@ import timm
 import torch
 from torch import nn
 
+from wasi_export.subspace.kinds import LinearKind
 from wasi_export.subspace.model_cost import measure_model_cost
 
 
@@ -23,7 +24,9 @@ class Shared(nn.Module):
 
 def test_macs_parameters_and_rows_are_those_of_one_image() -> None:
     model = Shared().train()
-    cost = measure_model_cost(model, {"fc": model.fc, "unused": model.unused}, torch.zeros(1, 3, 8, 8))
+    cost = measure_model_cost(
+        model, {"fc": LinearKind(model.fc), "unused": LinearKind(model.unused)}, torch.zeros(1, 3, 8, 8)
+    )
     assert cost.tokens == {"fc": 32}
     assert cost.parameters == (8 * 3 * 4 + 8) + 2 * (64 + 8)
     assert cost.macs == 16 * 8 * 12 + 2 * 16 * 64
@@ -32,7 +35,7 @@ def test_macs_parameters_and_rows_are_those_of_one_image() -> None:
 
 def test_the_rest_is_without_the_weights_of_the_layers() -> None:
     model = Shared()
-    cost = measure_model_cost(model, {"fc": model.fc}, torch.zeros(1, 3, 8, 8))
+    cost = measure_model_cost(model, {"fc": LinearKind(model.fc)}, torch.zeros(1, 3, 8, 8))
     rest = cost.rest({"fc": 64})
     assert rest.parameters == cost.parameters - 64
     assert rest.macs == 16 * 8 * 12

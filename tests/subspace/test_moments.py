@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from wasi_export.subspace.moments import InputMoments, PrincipalAxes, collect_moments
+from wasi_export.subspace.kinds import LinearKind
+from wasi_export.subspace.moments import InputMoments, PrincipalAxes, collect_gradients, collect_moments
 
 
 def images(count: int = 6) -> Tensor:
@@ -12,8 +13,8 @@ def images(count: int = 6) -> Tensor:
 
 def test_the_moment_is_the_sum_over_tokens_whatever_the_batches() -> None:
     layer, x = nn.Linear(4, 3), images()
-    whole = collect_moments(layer, {"fc": layer}, [x], total=1)["fc"]
-    parts = collect_moments(layer, {"fc": layer}, x.split([1, 4, 1]), total=3)["fc"]
+    whole = collect_moments(layer, {"fc": LinearKind(layer)}, [x], total=1)["fc"]
+    parts = collect_moments(layer, {"fc": LinearKind(layer)}, x.split([1, 4, 1]), total=3)["fc"]
     flat = x.reshape(-1, 4).double()
     assert whole.feature is not None
     assert whole.token is not None
@@ -25,7 +26,7 @@ def test_the_moment_is_the_sum_over_tokens_whatever_the_batches() -> None:
 
 def test_the_model_keeps_its_mode_and_carries_no_hooks_afterwards() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)).train()
-    collect_moments(model, {"0": model[0]}, [images()], total=1)
+    collect_moments(model, {"0": LinearKind(model[0])}, [images()], total=1)
     assert model.training
     assert not model[0]._forward_pre_hooks
 
@@ -39,12 +40,23 @@ def test_token_moments_are_dropped_when_the_token_count_changes() -> None:
     assert moments.feature is not None
 
 
-def test_a_four_dimensional_input_has_feature_moments_only() -> None:
-    moments = InputMoments()
-    moments.add(torch.ones(2, 3, 3, 4))
-    assert moments.feature is not None
-    assert moments.feature.shape == (4, 4)
-    assert moments.token is None
+def test_the_pixels_of_an_image_are_tokens_up_to_a_number() -> None:
+    few, many = InputMoments(), InputMoments()
+    few.add(torch.ones(2, 3, 4, 5))
+    many.add(torch.ones(2, 33, 32, 5))
+    assert few.token is not None
+    assert few.token.shape == (few.token_count, few.token_count) == (12, 12)
+    assert many.feature is not None
+    assert many.token is None
+
+
+def test_the_batch_moment_is_that_of_the_first_batch() -> None:
+    moments, x = InputMoments(), images()
+    for batch in x.split([4, 2]):
+        moments.add(batch)
+    rows = x[:4].reshape(4, -1)
+    assert moments.batch is not None
+    assert torch.allclose(moments.batch, (rows @ rows.T).double())
 
 
 def test_principal_axes_come_largest_first() -> None:
@@ -52,3 +64,34 @@ def test_principal_axes_come_largest_first() -> None:
     assert axes is not None
     assert axes.values.tolist() == [9.0, 4.0, 1.0]
     assert axes.vectors[:, 0].abs().tolist() == [0.0, 1.0, 0.0]
+
+
+def test_gradient_moments_are_those_of_autograd_whatever_the_batches() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.GELU(), nn.Linear(3, 2)).train()
+    x = images(20)
+    kinds = {name: LinearKind(model.get_submodule(name)) for name in ("0", "2")}
+
+    def scalar(network: nn.Module, inputs: Tensor) -> Tensor:
+        value: Tensor = network(inputs).square().sum()
+        return value
+
+    found = collect_gradients(model, kinds, x.split([13, 7]), scalar, total=2)
+    hidden = model[0](x)
+    hidden.retain_grad()
+    output = model[2](model[1](hidden))
+    output.retain_grad()
+    output.square().sum().backward()
+    for name, tensor in (("0", hidden), ("2", output)):
+        assert tensor.grad is not None
+        flat = tensor.grad.flatten(0, 1).double()
+        assert torch.allclose(found[name], flat.T @ flat / 100, rtol=1e-4, atol=1e-6)
+    assert all(parameter.grad is not None for parameter in model.parameters())  # of the backward above
+    assert model.training
+
+
+def test_frozen_layers_have_gradient_moments_and_parameters_get_no_gradient() -> None:
+    model = nn.Linear(4, 3).requires_grad_(False)
+    found = collect_gradients(model, {"": LinearKind(model)}, [images()], lambda m, x: m(x).sum(), total=1)
+    assert torch.allclose(found[""], torch.ones(3, 3).double())
+    assert model.weight.grad is None

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from wasi_export.subspace.tucker import Bases, compress, follow, orthonormalize, reconstruct
+from wasi_export.subspace.tucker import (
+    Bases,
+    batch_basis,
+    compress,
+    follow,
+    orthonormalize,
+    reconstruct,
+    token_count,
+)
 
 
 def activation(tokens: int = 6, width: int = 8, batch: int = 5, rank: int | None = None) -> Tensor:
@@ -80,3 +88,40 @@ def test_images_and_plain_batches_work_in_the_feature_mode() -> None:
         x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         bases = follow(x, Bases(start(8, 8)))
         assert torch.allclose(reconstruct(compress(x, bases), bases), x, atol=1e-10)
+
+
+def test_the_batch_basis_keeps_the_most_that_so_many_directions_can() -> None:
+    x = activation(batch=7)
+    bases = Bases(batch=batch_basis(x, 3))
+    core = compress(x, bases)
+    assert core.shape == (3, 6, 8)
+    best = torch.linalg.svdvals(x.reshape(7, -1))[3:].norm()
+    torch.testing.assert_close((x - reconstruct(core, bases)).norm(), best)
+
+
+def test_equal_samples_need_one_direction() -> None:
+    x = activation(batch=1).expand(5, -1, -1)
+    bases = Bases(batch=batch_basis(x, 1))
+    torch.testing.assert_close(reconstruct(compress(x, bases), bases), x)
+
+
+def test_a_batch_basis_has_no_more_columns_than_samples() -> None:
+    assert batch_basis(activation(batch=2), 5).shape == (2, 2)
+
+
+def test_the_pixels_of_an_image_are_tokens() -> None:
+    x = activation(tokens=6)
+    image = x.reshape(5, 2, 3, 8)
+    assert token_count(image) == 6
+    bases = Bases(start(8, 3), start(6, 2))
+    moved, moved_image = follow(x, bases), follow(image, bases)
+    assert torch.equal(moved.token, moved_image.token)
+    assert torch.equal(compress(x, moved), compress(image, moved))
+
+
+def test_a_moment_beyond_half_precision_gives_a_basis() -> None:
+    """The sum over 10⁴ rows of products of 30 is beyond 65504; their mean is not."""
+    x = 30 * torch.randn(10_000, 8, generator=torch.Generator().manual_seed(0)).half()
+    basis = follow(x, Bases(torch.eye(8, 3).half())).feature
+    assert basis is not None
+    torch.testing.assert_close(basis.float().T @ basis.float(), torch.eye(3), atol=2e-3, rtol=0)

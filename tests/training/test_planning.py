@@ -93,3 +93,32 @@ def test_the_papers_search_chooses_activation_ranks_within_a_memory(
 def test_a_memory_of_activations_below_the_smallest_is_refused(planned: Callable[..., PlannedModel]) -> None:
     with pytest.raises(RankError, match=r"at least [\d,]+ bytes of saved inputs are needed, got 1,000"):
         planned(rank=32, allocation="perplexity", activation_memory_mb=0.001)
+
+
+@pytest.mark.parametrize(
+    "allocation",
+    [{"rank": 32}, {"allocation": "output_error", "max_params": 150_000}],
+    ids=lambda a: next(iter(a)),
+)
+@pytest.mark.parametrize("activation", ["feature", "feature+token", "feature+token+batch"])
+def test_activation_ranks_are_chosen_within_a_memory_whatever_the_allocation(
+    planned: Callable[..., PlannedModel], allocation: dict[str, object], activation: str
+) -> None:
+    budget_mb = 0.1
+    plan = planned(**allocation, activation=activation, activation_memory_mb=budget_mb).plan
+    saved = sum(
+        linear_cost(layer, batch=8, tokens=layer.tokens or 0).saved_input_bytes for layer in plan.factored
+    )
+    assert plan.factored
+    assert 0.8 * budget_mb * 1e6 < saved <= budget_mb * 1e6
+    assert any(layer.activation.feature is not None for layer in plan.factored)
+    if "token" not in activation:
+        assert all(layer.activation.token is None for layer in plan.factored)
+    if "batch" not in activation:
+        assert all(layer.activation.batch is None for layer in plan.factored)
+
+
+def test_the_batch_mode_is_compressed_on_request(planned: Callable[..., PlannedModel]) -> None:
+    plan = planned(rank=32, activation="feature+token+batch", activation_epsilon=0.5).plan
+    assert all(layer.activation.batch is not None for layer in plan.factored)
+    assert all(layer.activation.batch_count is not None for layer in plan.factored)

@@ -206,3 +206,55 @@ def test_a_file_is_no_run_folder(tiny, tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(UsageError, match="cannot write"):
         train_run(tiny(), "dense", tmp_path / "run")
+
+
+class StopAt:
+    """A `Track` that stops the training before the second batch of the work with this label."""
+
+    def __init__(self, label):
+        self.label = label
+
+    def __call__(self, items, label, total):
+        for index, item in enumerate(items):
+            if index == 1 and label == self.label:
+                raise TrainingInterrupted
+            yield item
+
+
+def test_half_of_the_epochs_are_dense_where_there_is_no_dense_run(tiny, tmp_path):
+    work = Counted()
+    facts = train_run(tiny(), "subspace", tmp_path / "run", track=work)
+    assert work.labels.index("epoch 1/2") < work.labels.index("fit factors") < work.labels.index("epoch 2/2")
+    assert facts.metrics["epochs"] == 2
+    assert load_run(tmp_path / "run").plan.factored
+
+
+@pytest.mark.parametrize("label", ["epoch 1/2", "calibrate", "fit factors", "epoch 2/2"])
+def test_an_interrupted_run_resumes_on_either_side_of_the_factorisation(tiny, tmp_path, label):
+    config = tiny("subspace.calibration_images=80")
+    whole = train_run(config, "subspace", tmp_path / "whole")
+    with pytest.raises(TrainingInterrupted):
+        train_run(config, "subspace", tmp_path / "run", track=StopAt(label))
+    assert train_run(config, "subspace", tmp_path / "run").weights_sha256 == whole.weights_sha256
+
+
+def test_all_epochs_may_be_dense_and_more_are_refused(tiny, tmp_path):
+    facts = train_run(tiny("subspace.dense_epochs=2"), "subspace", tmp_path / "two")
+    assert facts.metrics["epochs"] == 2
+    assert load_run(tmp_path / "two").plan.factored
+    with pytest.raises(ConfigError, match=r"dense_epochs = 3 is above train\.subspace\.epochs = 2: lower it"):
+        train_run(tiny("subspace.dense_epochs=3"), "subspace", tmp_path / "three")
+
+
+def test_a_plan_made_before_gives_the_ranks(finished, tiny, tmp_path):
+    given = Plan.load(finished / "subspace" / PLAN)
+    layers = tuple(
+        layer.model_copy(update={"rank": 8}) if layer.name.endswith("fc1") else layer
+        for layer in given.layers
+    )
+    path = tmp_path / "plan.json"
+    path.write_text(given.model_copy(update={"layers": layers}).model_dump_json())
+    train_run(tiny(f"subspace.plan='{path}'"), "subspace", tmp_path / "run", init=finished / "dense")
+    ranks = {name: layer.rank for name, layer in subspace_layers(load_run(tmp_path / "run").model)}
+    assert {rank for name, rank in ranks.items() if name.endswith("fc1")} == {8}
+    assert {rank for name, rank in ranks.items() if not name.endswith("fc1")} == {16}

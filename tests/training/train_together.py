@@ -19,8 +19,8 @@ from wasi_export.subspace.inject import install_layers, subspace_layers
 from wasi_export.training.data import make_loader, random_numbers
 from wasi_export.training.loop import fit
 from wasi_export.training.models import create_model, input_spec
+from wasi_export.training.planning import factorize
 from wasi_export.training.processes import leave_processes, make_accelerator, on_main
-from wasi_export.training.stage import factorize
 
 
 def start(config: Config, case: str) -> nn.Module:
@@ -28,7 +28,7 @@ def start(config: Config, case: str) -> nn.Module:
     accelerator = make_accelerator()
     with random_numbers(accelerator.process_index):
         model = create_model(config.model, 10)
-    if case in {"factored", "right", "compressed"}:
+    if case in {"factored", "right", "compressed", "wsi"}:
         plan = on_main(accelerator, lambda: factorize(config, model, load_data(config.data)[0]))
         if not accelerator.is_main_process:
             install_layers(model, plan)
@@ -76,7 +76,10 @@ def main() -> None:
     whole = Config.from_mapping(values, ['subspace.activation="none"'])
     for case in ("dense", "factored", "right"):
         train(whole, case, folder)
-    train(Config.from_mapping(values, ["subspace.activation=feature"]), "compressed", folder)
+    compressed = ["subspace.activation=feature+token", "train.subspace.epochs=3"]
+    train(Config.from_mapping(values, compressed), "compressed", folder)
+    wsi = [*compressed, "train.subspace.update=wsi", "train.subspace.factor_lr=0.03"]
+    train(Config.from_mapping(values, wsi), "wsi", folder)
     train(Config.from_mapping(values, ["train.subspace.memory.micro_batch=4"]), "micro", folder)
     train(Config.from_mapping(values, ["data.batch_size=8"]), "half", folder)
     fail_on_main(folder)

@@ -38,7 +38,7 @@ from wasi_export.runtimes.preprocess import Preprocess
 from wasi_export.training.checkpoint import load_run
 from wasi_export.training.labels import own_classes
 from wasi_export.training.models import create_model, input_spec
-from wasi_export.training.stage import factorize
+from wasi_export.training.planning import factorize
 
 if TYPE_CHECKING:
     from torch import nn

@@ -29,6 +29,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from wasi_export.subspace.autocast import AutocastSetting
+from wasi_export.subspace.precision import at_least_fp32
 from wasi_export.subspace.tucker import Bases, expand_tokens
 
 
@@ -68,6 +70,7 @@ class SubspaceLinearFunction(torch.autograd.Function):
         core: Tensor,
         feature: Tensor | None,
         token: Tensor | None,
+        batch: Tensor | None = None,
         sink: GradientSink | None = None,
     ) -> Tensor:
         """Returns y (…, O) for x (…, I).
@@ -75,15 +78,20 @@ class SubspaceLinearFunction(torch.autograd.Function):
         `core` is what `compress` made of x in the bases. A sink gets the gradient of the weight, and the
         factors get none; it needs a feature basis.
         """
-        ctx.sink = sink
-        ctx.save_for_backward(left, right, core, feature, token)
+        ctx.sink, ctx.autocast = sink, AutocastSetting.of(x)
+        ctx.save_for_backward(left, right, core, feature, token, batch)
         return F.linear(F.linear(x, right), left, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Returns the gradients of x, left, right and bias."""
-        left, right, core, feature, token = ctx.saved_tensors
+        with ctx.autocast.again():
+            return *SubspaceLinearFunction._gradients(ctx, grad_output), None, None, None, None, None
+
+    @staticmethod
+    def _gradients(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        left, right, core, feature, token, batch = ctx.saved_tensors
         needs_x, needs_left, needs_right, needs_bias = ctx.needs_input_grad[:4]
         dY = grad_output.reshape(-1, grad_output.shape[-1])
         G = dY @ left  # (T, K): cheap, and both dX and dRight need it
@@ -91,10 +99,10 @@ class SubspaceLinearFunction(torch.autograd.Function):
         if needs_x:
             grad_x = (G @ right).reshape(*grad_output.shape[:-1], right.shape[1])
         if needs_left or needs_right:
-            P = expand_tokens(core, Bases(feature, token))
+            P = expand_tokens(core, Bases(feature, token, batch))
             P = P.reshape(-1, P.shape[-1])
             if ctx.sink is not None:
-                found = WeightGradient(dY.T @ P, feature)
+                found = WeightGradient(at_least_fp32(dY.T @ P), feature)
                 known = ctx.sink.weight_gradient
                 ctx.sink.weight_gradient = found if known is None else known.add(found)
                 needs_left = needs_right = False
@@ -111,4 +119,4 @@ class SubspaceLinearFunction(torch.autograd.Function):
                     grad_left = dY.T @ (P @ projected.T)
         if needs_bias:
             grad_bias = dY.sum(0)
-        return grad_x, grad_left, grad_right, grad_bias, None, None, None, None
+        return grad_x, grad_left, grad_right, grad_bias

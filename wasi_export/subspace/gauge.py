@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.profiler import record_function
 
 from wasi_export.errors import ConfigError
 from wasi_export.subspace.linear import SubspaceLinear
@@ -101,6 +102,11 @@ class GaugeFix:
 
 def _move(layer: SubspaceLinear, left_state: dict[str, Any], right_state: dict[str, Any]) -> None:
     """Fixes the gauge of a layer and moves the state of its factors, in place."""
+    with record_function("wasi.gauge"):
+        _carry_over(layer, left_state, right_state)
+
+
+def _carry_over(layer: SubspaceLinear, left_state: dict[str, Any], right_state: dict[str, Any]) -> None:
     left, right, M = fix_gauge(at_least_fp32(layer.left), at_least_fp32(layer.right))
     layer.left.copy_(left)
     layer.right.copy_(right)

@@ -1,7 +1,6 @@
-"""Puts `SubspaceLinear` layers into any torch module, by name patterns and a plan."""
+"""Puts `SubspaceLinear` layers into any torch module, as a plan says."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -9,33 +8,11 @@ from torch import Tensor, nn
 from wasi_export.config import SubspaceConfig
 from wasi_export.errors import UnsupportedModelError
 from wasi_export.progress import Track, silent
-from wasi_export.ranks import (
-    ActivationRanks,
-    LayerPlan,
-    Plan,
-    choose_rank,
-    energy_rank,
-    explained_energy,
-)
-from wasi_export.subspace.factorize import Spectrum, plain_spectrum, whitened_spectrum
+from wasi_export.ranks import LayerPlan, Plan
+from wasi_export.subspace.kinds import Kind, kind_of
 from wasi_export.subspace.linear import SubspaceLinear
-from wasi_export.subspace.moments import InputMoments, PrincipalAxes, collect_moments
-
-
-def target_layers(model: nn.Module, config: SubspaceConfig) -> dict[str, nn.Linear]:
-    """Returns the Linear layers whose names match `include` and not `exclude`, in model order.
-
-    Raises:
-        UnsupportedModelError: there is none.
-    """
-    linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
-    targets = {name: layer for name, layer in linears.items() if _is_target(name, config)}
-    if not targets:
-        raise UnsupportedModelError(
-            f"no Linear layer matches {', '.join(config.include)}; the model has "
-            f"{', '.join(list(linears)[:6]) or 'none'}: set subspace.include"
-        )
-    return targets
+from wasi_export.subspace.planner import MeasuredLayer, MeasuredModel, decide, measure_layers
+from wasi_export.subspace.refit import refit_layers
 
 
 def factorize_model(
@@ -46,44 +23,61 @@ def factorize_model(
     total: int,
     track: Track = silent,
 ) -> Plan:
-    """Replaces the targeted Linear layers by pairs of factors, in place; returns what was decided.
+    """Replaces the targeted layers by pairs of factors, in place; returns what was decided.
 
     Args:
         model: any module; its other parameters are left as they are.
-        batches: calibration inputs (B, C, H, W); not read for plain factors without compressed activations.
+        batches: calibration inputs (B, C, H, W); not read where nothing depends on them.
         config: which layers, which method, which ranks.
         total: number of batches, for the progress display.
         track: progress display.
 
     Raises:
         UnsupportedModelError: no layer matches.
-        RankError: an explicit rank is above what a layer has.
+        RankError: an explicit rank is above what a layer has, or the budgets cannot be met.
+        NothingToCheckError: there are no calibration inputs.
     """
-    targets = target_layers(model, config)
-    moments: Mapping[str, InputMoments] = {}
-    if config.method == "whitened" or config.activation != "none":
-        moments = collect_moments(model, targets, batches, total=total, track=track)
-    decisions = []
-    for name, linear in track(targets.items(), "factorize", len(targets)):
-        seen = moments.get(name, InputMoments())
-        feature = PrincipalAxes.of(seen.feature)
-        token = PrincipalAxes.of(seen.token) if config.activation == "feature+token" else None
-        weight = linear.weight.detach()
-        spectrum = (
-            whitened_spectrum(weight, feature) if config.method == "whitened" else plain_spectrum(weight)
-        )
-        activation = ActivationRanks(
-            feature=_energy_rank(feature, config) if config.activation != "none" else None,
-            token=_energy_rank(token, config),
-            token_count=None if token is None else seen.token_count,
-        )
-        decision = _decide(name, linear, spectrum, activation, config)
-        decisions.append(decision)
-        if decision.rank is not None:
-            layer = _empty_layer(linear, decision)
-            _fill(layer, linear, spectrum, feature, token)
+    kept: list[Tensor] = []
+    measured = measure_layers(model, _keep(batches, kept), config, total=total, track=track)
+    plan = decide(measured, config)
+    factor_layers(model, measured, plan, images=torch.cat(kept) if kept else None, track=track)
+    return plan
+
+
+def factor_layers(
+    model: nn.Module,
+    measured: MeasuredModel,
+    plan: Plan,
+    *,
+    images: Tensor | None = None,
+    track: Track = silent,
+) -> None:
+    """Replaces the layers that the plan factors, in place.
+
+    Args:
+        model: that was measured.
+        measured: gives the directions of the factors and the first bases of the inputs.
+        plan: decided from it, or made elsewhere for the same model.
+        images: calibration inputs (B, C, H, W), all at once; for the method `sequential`.
+        track: progress display.
+
+    Raises:
+        UnsupportedModelError: the plan is not of this model.
+    """
+    known = {layer.spectrum.name: layer for layer in measured.layers}
+    pairs = {decision.name: _empty_pair(model, decision) for decision in plan.factored}
+    for name, (kind, layer) in pairs.items():
+        if name not in known:
+            raise UnsupportedModelError(
+                f"the plan factors {name}, which is not among the targets: plan and subspace.include differ"
+            )
+        _fill(layer, kind, known[name])
+    if any(decision.method == "sequential" for decision in plan.factored) and images is not None:
+        gradients = {name: known[name].gradients for name in pairs}
+        refit_layers(model, pairs, images, gradients=gradients, track=track)
+    else:
+        for name, (_, layer) in pairs.items():
             model.set_submodule(name, layer)
-    return Plan(activation_mode=config.activation, layers=tuple(decisions))
 
 
 def install_layers(model: nn.Module, plan: Plan) -> None:
@@ -93,16 +87,8 @@ def install_layers(model: nn.Module, plan: Plan) -> None:
         UnsupportedModelError: the model has no such layer, or one of another shape.
     """
     for decision in plan.factored:
-        linear = dict(model.named_modules()).get(decision.name)
-        if not isinstance(linear, nn.Linear) or linear.weight.shape != (
-            decision.out_features,
-            decision.in_features,
-        ):
-            raise UnsupportedModelError(
-                f"the plan factors {decision.name} ({decision.out_features}×{decision.in_features}), "
-                f"the model has {linear}: give the model that the plan was made for"
-            )
-        model.set_submodule(decision.name, _empty_layer(linear, decision))
+        _, layer = _empty_pair(model, decision)
+        model.set_submodule(decision.name, layer)
 
 
 def subspace_layers(model: nn.Module) -> Iterator[tuple[str, SubspaceLinear]]:
@@ -112,62 +98,38 @@ def subspace_layers(model: nn.Module) -> Iterator[tuple[str, SubspaceLinear]]:
             yield name, module
 
 
-def _is_target(name: str, config: SubspaceConfig) -> bool:
-    included = any(fnmatchcase(name, pattern) for pattern in config.include)
-    return included and not any(fnmatchcase(name, pattern) for pattern in config.exclude)
+def _keep(batches: Iterable[Tensor], kept: list[Tensor]) -> Iterator[Tensor]:
+    """Yields the batches and puts them into a list."""
+    for batch in batches:
+        kept.append(batch)
+        yield batch
 
 
-def _decide(
-    name: str, linear: nn.Linear, spectrum: Spectrum, activation: ActivationRanks, config: SubspaceConfig
-) -> LayerPlan:
-    values = spectrum.singular_values.cpu().numpy()
-    rank, reason = choose_rank(values, linear.out_features, linear.in_features, config)
-    return LayerPlan(
-        name=name,
-        in_features=linear.in_features,
-        out_features=linear.out_features,
-        rank=rank,
-        method=None if rank is None else spectrum.method,
-        energy=None if rank is None else explained_energy(values, rank),
-        activation=ActivationRanks() if rank is None else activation,
-        reason="; ".join(filter(None, (reason, spectrum.note))),
-    )
-
-
-def _energy_rank(axes: PrincipalAxes | None, config: SubspaceConfig) -> int | None:
-    """Returns the rank that keeps `activation_epsilon` of a mode's energy; None where that is all of it."""
-    if axes is None:
-        return None
-    needed = energy_rank(axes.values.clamp_min(0).sqrt().cpu().numpy(), config.activation_epsilon)
-    return needed if needed < len(axes.values) else None
-
-
-def _empty_layer(linear: nn.Linear, decision: LayerPlan) -> SubspaceLinear:
-    assert decision.rank is not None
-    layer = SubspaceLinear(
-        decision.in_features,
-        decision.out_features,
-        decision.rank,
-        bias=linear.bias is not None,
-        activation=decision.activation,
-    )
-    return layer.to(linear.weight.device, linear.weight.dtype).train(linear.training)
+def _empty_pair(model: nn.Module, decision: LayerPlan) -> tuple[Kind, SubspaceLinear]:
+    """Returns the layer of a model that a plan factors, and the factored one that is to take its place."""
+    try:
+        module = model.get_submodule(decision.name)
+    except AttributeError:
+        module = None
+    kind = None if module is None else kind_of(module)
+    sizes = (decision.out_features, decision.in_features)
+    if not isinstance(kind, Kind) or (kind.out_features, kind.in_features) != sizes:
+        raise UnsupportedModelError(
+            f"the plan factors {decision.name} ({decision.out_features}×{decision.in_features}), "
+            f"the model has {module}: give the model that the plan was made for"
+        )
+    return kind, kind.empty_layer(decision)
 
 
 @torch.no_grad()
-def _fill(
-    layer: SubspaceLinear,
-    linear: nn.Linear,
-    spectrum: Spectrum,
-    feature: PrincipalAxes | None,
-    token: PrincipalAxes | None,
-) -> None:
+def _fill(layer: SubspaceLinear, kind: Kind, measured: MeasuredLayer) -> None:
     """Copies factors, bias and the bases' starting points into a layer, in place."""
-    left, right = spectrum.truncate(layer.rank)
+    left = measured.leading[:, : layer.rank].to(kind.weight.device)
     layer.left.copy_(left)
-    layer.right.copy_(right)
-    if layer.bias is not None:
-        layer.bias.copy_(linear.bias)
-    for basis, axes in ((layer.feature_basis, feature), (layer.token_basis, token)):
+    layer.right.copy_(left.T @ kind.weight.float())
+    if layer.bias is not None and kind.bias is not None:
+        layer.bias.copy_(kind.bias)
+    bases = ((layer.feature_basis, measured.feature_axes), (layer.token_basis, measured.token_axes))
+    for basis, axes in bases:
         if basis is not None and axes is not None:
-            basis.copy_(axes.vectors[:, : basis.shape[1]])
+            basis.copy_(axes[:, : basis.shape[1]])

@@ -55,6 +55,10 @@ class Kind(ABC):
     def rows(self, x: Float[Tensor, "..."]) -> Float[Tensor, "*batch d_in"]:
         """Returns the layer's input as the rows that the weight is applied to."""
 
+    @abstractmethod
+    def output_rows(self, y: Float[Tensor, "..."]) -> Float[Tensor, "*batch d_out"]:
+        """Returns the layer's output as what the weight makes of the rows."""
+
     def empty_layer(self, decision: LayerPlan) -> SubspaceLinear:
         """Returns the factored layer of a plan, to be filled, with the layer's device, dtype and mode."""
         layer = self._new_layer(decision)
@@ -73,6 +77,10 @@ class LinearKind(Kind):
     def rows(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """Returns the input itself."""
         return x
+
+    def output_rows(self, y: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch d_out"]:
+        """Returns the output itself."""
+        return y
 
     def _new_layer(self, decision: LayerPlan) -> SubspaceLinear:
         assert decision.rank is not None
@@ -94,6 +102,12 @@ class Conv1x1Kind(Kind):
     def rows(self, x: Float[Tensor, "batch d_in height width"]) -> Float[Tensor, "batch rows columns d_in"]:
         """Returns the pixels that the filters look at."""
         return pixel_rows(x, _stride(self.module))
+
+    def output_rows(
+        self, y: Float[Tensor, "batch d_out height width"]
+    ) -> Float[Tensor, "batch height width d_out"]:
+        """Returns the pixels of the output."""
+        return pixel_rows(y, (1, 1))
 
     def _new_layer(self, decision: LayerPlan) -> SubspaceLinear:
         assert decision.rank is not None

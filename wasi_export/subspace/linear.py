@@ -1,16 +1,18 @@
 """`SubspaceLinear`: a Linear layer that is two factors, and nothing of shape out×in."""
 
 import math
+from dataclasses import replace
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from wasi_export.ranks import ActivationRanks
 from wasi_export.subspace.autograd import SubspaceLinearFunction, WeightGradient
-from wasi_export.subspace.tucker import Bases, compress, follow
+from wasi_export.subspace.tucker import Bases, batch_basis, compress, follow
 
 BASIS_PERIOD = 8
 """Differentiated forward passes from one move of the bases to the next. Moving them in each made a training
@@ -20,10 +22,11 @@ step of a ViT-S/14 half as long again, most of it for the input of fc2; a subspa
 class SubspaceLinear(nn.Module):
     """y = (x·rightᵀ)·leftᵀ + bias, with the input kept compressed for the backward pass.
 
-    `left` (O×K), `right` (K×I) and `bias` (O) are the parameters. Where a mode of the activation is
-    compressed, its basis is a buffer, moved by one round of subspace iteration in every eighth forward pass
-    that will be differentiated, the first included; evaluation does not touch it, and the batch size does
-    not matter to it.
+    `left` (O×K), `right` (K×I) and `bias` (O) are the parameters. Where the features or the tokens of the
+    activation are compressed, their basis is a buffer, moved by one round of subspace iteration in every
+    eighth forward pass that will be differentiated, the first included; evaluation does not touch it, and the
+    batch size does not matter to it. A pass that is made again for the backward pass keeps what it computes
+    itself, so its gradient is right whether or not the bases have moved in between.
 
     A new layer starts like a new `nn.Linear` (outputs of the same variance); `factorize_model` fills it with
     the factors of a trained weight.
@@ -36,6 +39,8 @@ class SubspaceLinear(nn.Module):
     collect_weight_gradient: bool = False
     """Whether backward adds up the gradient of the weight in `weight_gradient`; the factors then get none."""
     weight_gradient: WeightGradient | None = None
+    share_bases: bool = False
+    """Whether each of several processes sees a share of the batch, and the bases follow all of it."""
 
     def __init__(
         self,
@@ -60,7 +65,7 @@ class SubspaceLinear(nn.Module):
         self.left = nn.Parameter(torch.empty(out_features, rank))
         self.right = nn.Parameter(torch.empty(rank, in_features))
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_features)) if bias else None)
-        ranks = activation or ActivationRanks()
+        self.activation = ranks = activation or ActivationRanks()
         self.register_buffer("feature_basis", _leading_axes(in_features, ranks.feature))
         self.register_buffer("token_basis", _leading_axes(ranks.token_count, ranks.token))
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
@@ -72,15 +77,7 @@ class SubspaceLinear(nn.Module):
         """Returns y (…, O) for x (…, I)."""
         if not self._will_be_differentiated() or torch.compiler.is_exporting():
             return F.linear(F.linear(x, self.right), self.left, self.bias)
-        bases = Bases(self.feature_basis, self.token_basis)
-        with torch.no_grad():
-            if self.passes % BASIS_PERIOD == 0 or not bases.fit(x):
-                bases = follow(x, bases)
-                # New tensors, not updates in place: a forward pass before the last one's backward must not
-                # change what that one saved.
-                self.feature_basis, self.token_basis = bases.feature, bases.token
-            self.passes += 1
-            core = compress(x, bases)
+        core, bases = self._compress(x)
         return cast(
             Tensor,
             SubspaceLinearFunction.apply(
@@ -91,9 +88,27 @@ class SubspaceLinear(nn.Module):
                 core,
                 bases.feature,
                 bases.token,
+                bases.batch,
                 self if self.collect_weight_gradient else None,
             ),
         )
+
+    @torch.no_grad()
+    def _compress(self, x: Tensor) -> tuple[Tensor, Bases]:
+        """Returns the core of x and its bases, which move first where it is their turn."""
+        bases = Bases(self.feature_basis, self.token_basis)
+        if self.passes % BASIS_PERIOD == 0 or not bases.fit(x):
+            with record_function("wasi.basis"):
+                bases = follow(x, bases, shared=self.share_bases)
+            # New tensors, not updates in place: a forward pass before the last one's backward must not
+            # change what that one saved.
+            self.feature_basis, self.token_basis = bases.feature, bases.token
+        self.passes += 1
+        core = compress(x, bases)
+        if (rank := self.activation.batch_rank(len(x))) is not None:
+            bases = replace(bases, batch=batch_basis(core, rank))
+            core = compress(core, Bases(batch=bases.batch))
+        return core, bases
 
     def _will_be_differentiated(self) -> bool:
         return torch.is_grad_enabled() and (self.left.requires_grad or self.right.requires_grad)

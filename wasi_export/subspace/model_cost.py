@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from wasi_export.allocate import ModelRest
+from wasi_export.subspace.kinds import Kind
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class ModelCost:
 
 
 @torch.no_grad()
-def measure_model_cost(model: nn.Module, layers: Mapping[str, nn.Module], image: Tensor) -> ModelCost:
+def measure_model_cost(model: nn.Module, layers: Mapping[str, Kind], image: Tensor) -> ModelCost:
     """Returns the cost of a model, from one pass of one image.
 
     The model runs in evaluation mode and is left in the mode it was in.
@@ -41,7 +42,10 @@ def measure_model_cost(model: nn.Module, layers: Mapping[str, nn.Module], image:
         image: (1, C, H, W).
     """
     tokens: dict[str, int] = {}
-    hooks = [layer.register_forward_pre_hook(_row_counter(name, tokens)) for name, layer in layers.items()]
+    hooks = [
+        kind.module.register_forward_pre_hook(_row_counter(name, kind, tokens))
+        for name, kind in layers.items()
+    ]
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
@@ -59,8 +63,10 @@ def measure_model_cost(model: nn.Module, layers: Mapping[str, nn.Module], image:
     )
 
 
-def _row_counter(name: str, tokens: dict[str, int]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+def _row_counter(
+    name: str, kind: Kind, tokens: dict[str, int]
+) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        tokens[name] = tokens.get(name, 0) + inputs[0].numel() // inputs[0].shape[-1]
+        tokens[name] = tokens.get(name, 0) + kind.rows(inputs[0]).numel() // kind.in_features
 
     return count

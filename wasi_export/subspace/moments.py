@@ -1,7 +1,9 @@
-"""Second moments of the inputs of Linear layers, from a calibration pass.
+"""Second moments of the inputs of layers, as rows, from a calibration pass.
 
-For a layer with input X (B, …, N, I): `feature` is Σ x·xᵀ over all tokens (I×I), what whitening and the
-feature basis need; `token` is Σ over images of X·Xᵀ (N×N), for the token basis, kept for 3-D inputs only.
+For a layer with input X (B, …, I), N = … tokens: `feature` is Σ x·xᵀ over all tokens (I×I), what whitening
+and the feature basis need; `token` is Σ over samples of X·Xᵀ (N×N), for the token basis, up to 1024 tokens;
+`batch` is the moment of the samples of the first batch (B×B), for the rank of the batch mode.
+`collect_gradients` does the same for the gradients at their outputs, from backward passes.
 Sums are fp64, so that their order does not matter and neither does the batch size.
 """
 
@@ -12,6 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from wasi_export.progress import Track, silent
+from wasi_export.subspace.kinds import Kind
+from wasi_export.subspace.tucker import token_count
+
+MOST_TOKENS = 1024
+"""Of an input with a token moment. The 3136 pixels of a Swin's first stage would need one of 79 MB a layer,
+and its eigenvectors."""
+
+GRADIENT_SAMPLES = 8
+"""Samples that run at a time where gradients are taken, so that this needs less memory than training."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +48,23 @@ class InputMoments:
     feature: Tensor | None = None
     token: Tensor | None = None
     token_count: int | None = None
+    batch: Tensor | None = None
 
     def add(self, x: Tensor) -> None:
         """Adds a batch of inputs (B, …, I), in place."""
         flat = x.reshape(-1, x.shape[-1])
         feature = (flat.T @ flat).double()
+        tokens = token_count(x)
         if self.feature is None:
-            self.feature, self.token_count = feature, x.shape[1] if x.ndim == 3 else None
+            self.feature, self.token_count = feature, tokens if 1 < tokens <= MOST_TOKENS else None
+            rows = x.reshape(len(x), -1)
+            self.batch = (rows @ rows.T).double()
         else:
             self.feature = self.feature + feature
-        if x.ndim != 3 or x.shape[1] != self.token_count:
+        if tokens != self.token_count:
             self.token = self.token_count = None
             return
+        x = x.reshape(len(x), tokens, -1)
         token = torch.einsum("bni,bmi->nm", x, x).double()
         self.token = token if self.token is None else self.token + token
 
@@ -56,7 +72,7 @@ class InputMoments:
 @torch.no_grad()
 def collect_moments(
     model: nn.Module,
-    layers: Mapping[str, nn.Module],
+    layers: Mapping[str, Kind],
     batches: Iterable[Tensor],
     *,
     total: int,
@@ -68,7 +84,9 @@ def collect_moments(
     """
     moments = {name: InputMoments() for name in layers}
 
-    hooks = [layer.register_forward_pre_hook(_recorder(moments[name])) for name, layer in layers.items()]
+    hooks = [
+        kind.module.register_forward_pre_hook(_recorder(moments[name], kind)) for name, kind in layers.items()
+    ]
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
@@ -81,8 +99,65 @@ def collect_moments(
     return moments
 
 
-def _recorder(moments: InputMoments) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+def collect_gradients(
+    model: nn.Module,
+    layers: Mapping[str, Kind],
+    batches: Iterable[Tensor],
+    scalar: Callable[[nn.Module, Tensor], Tensor],
+    *,
+    total: int,
+    track: Track = silent,
+) -> dict[str, Tensor]:
+    """Returns the mean over all rows of g·gᵀ (O×O), g the gradient of a scalar at a named layer's output.
+
+    The model runs in evaluation mode and is left in the mode it was in; the gradients of its parameters are
+    not touched. A layer that the scalar does not depend on is missing.
+
+    Args:
+        model: any module.
+        layers: by name.
+        batches: inputs (B, C, H, W); some samples of them run at a time.
+        scalar: of the model and inputs.
+        total: number of batches, for the progress display.
+        track: progress display.
+    """
+    sums: dict[str, Tensor] = {}
+    rows: dict[str, int] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            outputs[name] = output
+
+        return hook
+
+    hooks = [kind.module.register_forward_hook(keep(name)) for name, kind in layers.items()]
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    try:
+        for batch in track(batches, "sensitivity", total):
+            for images in torch.split(batch.to(device), GRADIENT_SAMPLES):
+                images = images.detach()
+                if images.is_floating_point():
+                    images.requires_grad_()  # so that frozen layers have an output gradient as well
+                with torch.enable_grad():
+                    value = scalar(model, images)
+                found = torch.autograd.grad(value, list(outputs.values()), allow_unused=True)
+                for name, grad in zip(outputs, found, strict=True):
+                    if grad is not None:
+                        flat = layers[name].output_rows(grad).reshape(-1, layers[name].out_features)
+                        sums[name] = sums.get(name, 0) + (flat.T @ flat).double()
+                        rows[name] = rows.get(name, 0) + len(flat)
+                outputs.clear()
+    finally:
+        for handle in hooks:
+            handle.remove()
+        model.train(was_training)
+    return {name: moment / rows[name] for name, moment in sums.items()}
+
+
+def _recorder(moments: InputMoments, kind: Kind) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        moments.add(inputs[0])
+        moments.add(kind.rows(inputs[0]))
 
     return record

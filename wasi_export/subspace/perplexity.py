@@ -22,7 +22,7 @@ from wasi_export.cost import saved_input_bytes
 from wasi_export.knapsack import Limit, Option, choose_options
 from wasi_export.ranks import ActivationRanks, energy_rank
 from wasi_export.subspace.moments import InputMoments, PrincipalAxes
-from wasi_export.subspace.tucker import Bases, compress, reconstruct
+from wasi_export.subspace.tucker import Bases, compress, reconstruct, token_count
 
 EPSILONS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """The paper's grid."""
@@ -109,20 +109,22 @@ def _points(
     moments = InputMoments()
     moments.add(x)
     feature = PrincipalAxes.of(moments.feature)
-    token = PrincipalAxes.of(moments.token) if mode == "feature+token" else None
+    token = PrincipalAxes.of(moments.token) if "token" in mode else None
+    batch = PrincipalAxes.of(moments.batch) if "batch" in mode else None
     dY = grad_output.reshape(-1, grad_output.shape[-1])
     found = []
     for epsilon in epsilons:
-        bases = Bases(_leading(feature, epsilon, x), _leading(token, epsilon, x))
-        residual = reconstruct(compress(x, bases), bases) - x
+        bases = Bases(_leading(feature, epsilon, x), _leading(token, epsilon, x), _leading(batch, epsilon, x))
+        residual = reconstruct(compress(x, bases), bases).reshape(x.shape) - x
         error = dY.T @ residual.reshape(-1, x.shape[-1])
         ranks = ActivationRanks(
             feature=None if bases.feature is None else bases.feature.shape[1],
             token=None if bases.token is None else bases.token.shape[1],
-            token_count=None if bases.token is None else x.shape[1],
+            token_count=None if bases.token is None else token_count(x),
+            batch=None if bases.batch is None else bases.batch.shape[1],
+            batch_count=None if bases.batch is None else len(x),
         )
-        tokens = x[0].numel() // x.shape[-1]
-        saved = saved_input_bytes(x.shape[-1], ranks, batch=batch_size, tokens=tokens)
+        saved = saved_input_bytes(x.shape[-1], ranks, batch=batch_size, tokens=token_count(x))
         found.append(PerplexityPoint(epsilon, ranks, float(torch.linalg.norm(error)), saved))
     return tuple(found)
 

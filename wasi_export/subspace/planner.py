@@ -4,26 +4,35 @@
 activation ranks into a `Plan` in milliseconds. Neither changes the model.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wasi_export.allocate import LayerSpectrum, LayerTimes, ModelRest, choose_ranks
 from wasi_export.config import FactorMethod, SubspaceConfig
-from wasi_export.errors import NothingToCheckError
+from wasi_export.errors import ConfigError, NothingToCheckError
 from wasi_export.progress import Track, silent
-from wasi_export.ranks import ActivationRanks, LayerPlan, Plan, energy_rank
+from wasi_export.ranks import ActivationRanks, LayerPlan, Plan, break_even_rank
+from wasi_export.subspace.activation_ranks import ModeEnergies, ranks_by_energy, ranks_by_memory
 from wasi_export.subspace.factorize import plain_spectrum, whitened_spectrum
-from wasi_export.subspace.inject import target_layers
+from wasi_export.subspace.kinds import Kind
 from wasi_export.subspace.model_cost import ModelCost, measure_model_cost
-from wasi_export.subspace.moments import InputMoments, PrincipalAxes, collect_moments
+from wasi_export.subspace.moments import InputMoments, PrincipalAxes, collect_gradients, collect_moments
+from wasi_export.subspace.targets import target_layers
+
+Scalar = Callable[[nn.Module, Tensor], Tensor]
+"""Takes a model and a batch of inputs to the scalar whose gradients tell which errors matter."""
 
 
 @dataclass(frozen=True)
 class MeasuredLayer:
-    """One targeted layer before anything is decided."""
+    """One layer that can be factored, before anything is decided."""
 
     spectrum: LayerSpectrum
     method: FactorMethod
@@ -31,7 +40,17 @@ class MeasuredLayer:
     note: str
     """Why that is not the method asked for; empty where it is."""
     activation: ActivationRanks
-    """Ranks in which its input is kept, should it be factored."""
+    """Ranks in which its input is kept, should it be factored; those of `activation_epsilon`."""
+    energies: ModeEnergies
+    """Of the modes of its input that may be compressed."""
+    leading: Float[Tensor, "d_out n"]
+    """Directions of the output, best first; as many as a pair can have below break-even."""
+    feature_axes: Float[Tensor, "d_in r_feature"] | None = None
+    """Where the feature basis starts."""
+    token_axes: Float[Tensor, "tokens r_token"] | None = None
+    """Where the token basis starts."""
+    gradients: Float[Tensor, "d_out d_out"] | None = None
+    """Second moment of the gradient at the output, per row; None: not asked for."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +58,14 @@ class MeasuredModel:
     """The targeted layers in model order, and what the whole model costs."""
 
     layers: tuple[MeasuredLayer, ...]
+    refused: Mapping[str, LayerPlan]
+    """Targeted layers that cannot be factored."""
+    names: tuple[str, ...]
+    """Of all targeted layers, in model order."""
     cost: ModelCost
+    """Without MACs where no inputs were read."""
+    batch_size: int | None = None
+    """Of training; None: not known."""
 
     @property
     def spectra(self) -> tuple[LayerSpectrum, ...]:
@@ -66,34 +92,56 @@ def measure_layers(
     config: SubspaceConfig,
     *,
     total: int,
+    batch_size: int | None = None,
+    scalar: Scalar | None = None,
     track: Track = silent,
 ) -> MeasuredModel:
     """Returns the spectra and activation ranks of the targeted layers; leaves the model as it is.
 
     Args:
         model: any module.
-        batches: calibration inputs (B, C, H, W).
+        batches: calibration inputs (B, C, H, W); not read where nothing depends on them.
         config: which layers, how factored, how inputs are kept.
         total: number of batches, for the progress display.
+        batch_size: of training, for `config.activation_memory_mb`.
+        scalar: for `config.sensitivity`.
         track: progress display.
 
     Raises:
         UnsupportedModelError: no layer matches.
-        NothingToCheckError: there are no calibration inputs.
+        NothingToCheckError: there are no calibration inputs, and there must be.
     """
-    targets = target_layers(model, config)
+    read = config.method != "plain" or config.activation != "none" or bool(config.budgets)
     batches = iter(batches)
-    if (first := next(batches, None)) is None:
+    first = list(islice(batches, 1)) if read else []
+    if read and not first:
         raise NothingToCheckError("no calibration images: raise subspace.calibration_images")
-    cost = measure_model_cost(model, targets, first[:1])
+    image = first[0][:1] if first else None
+    targets = target_layers(model, config, image)
+    kinds = {name: kind for name, kind in targets.items() if isinstance(kind, Kind)}
     moments: Mapping[str, InputMoments] = {}
-    if config.method == "whitened" or config.activation != "none":
-        moments = collect_moments(model, targets, chain([first], batches), total=total, track=track)
+    gradients: Mapping[str, Tensor] = {}
+    if image is None:
+        cost = ModelCost(sum(p.numel() for p in model.parameters()), macs=0, tokens=dict.fromkeys(kinds, 0))
+    else:
+        cost = measure_model_cost(model, kinds, image)
+        inputs = list(chain(first, batches))
+        moments = collect_moments(model, kinds, inputs, total=total, track=track)
+        if config.sensitivity != "none" and scalar is not None:
+            gradients = collect_gradients(model, kinds, inputs, scalar, total=total, track=track)
     layers = tuple(
-        _measure(name, linear, moments.get(name, InputMoments()), cost.tokens.get(name, 0), config)
-        for name, linear in track(targets.items(), "spectra", len(targets))
+        _measure(
+            name,
+            kind,
+            moments.get(name, InputMoments()),
+            gradients.get(name),
+            cost.tokens.get(name, 0),
+            config,
+        )
+        for name, kind in track(kinds.items(), "spectra", len(kinds))
     )
-    return MeasuredModel(layers, cost)
+    refused = {name: kind.plan(name) for name, kind in targets.items() if not isinstance(kind, Kind)}
+    return MeasuredModel(_weighted(layers), refused, tuple(targets), cost, batch_size)
 
 
 def decide(
@@ -112,49 +160,110 @@ def decide(
         memory_parameters: what a budget of memory leaves the model.
 
     Raises:
-        ConfigError: there is a budget of latency or of memory without what it needs.
+        ConfigError: there is a budget of latency, of memory or of activations without what it needs.
         RankError: an explicit rank is above what a layer has, or the budgets cannot be met.
     """
+    if config.plan is not None:
+        return Plan.load(config.plan)
     chosen = choose_ranks(
         measured.spectra, config, rest=measured.rest, times=times, memory_parameters=memory_parameters
     )
-    layers = (_plan_layer(layer, *chosen[layer.spectrum.name]) for layer in measured.layers)
-    return Plan(activation_mode=config.activation, layers=tuple(layers))
+    factored = [layer for layer in measured.layers if chosen[layer.spectrum.name][0] is not None]
+    measured = measured.with_activations(_activations_by_memory(factored, config, measured.batch_size))
+    plans = dict(measured.refused)
+    for layer in measured.layers:
+        plans[layer.spectrum.name] = _plan_layer(layer, *chosen[layer.spectrum.name])
+    return Plan(activation_mode=config.activation, layers=tuple(plans[name] for name in measured.names))
 
 
 def _measure(
-    name: str, linear: nn.Linear, seen: InputMoments, tokens: int, config: SubspaceConfig
+    name: str,
+    kind: Kind,
+    seen: InputMoments,
+    gradients: Tensor | None,
+    tokens: int,
+    config: SubspaceConfig,
 ) -> MeasuredLayer:
     feature = PrincipalAxes.of(seen.feature)
-    token = PrincipalAxes.of(seen.token) if config.activation == "feature+token" else None
-    weight = linear.weight.detach()
-    spectrum = whitened_spectrum(weight, feature) if config.method == "whitened" else plain_spectrum(weight)
+    token = PrincipalAxes.of(seen.token) if "token" in config.activation else None
+    batch = PrincipalAxes.of(seen.batch) if "batch" in config.activation else None
+    if config.method == "plain":
+        spectrum = plain_spectrum(kind.weight)
+    else:
+        spectrum = whitened_spectrum(kind.weight, feature)
     squared = spectrum.singular_values.square().cpu().numpy()
+    energies = ModeEnergies(
+        in_features=kind.in_features,
+        tokens=seen.token_count or tokens,
+        feature=_energies(feature) if config.activation != "none" else None,
+        token=_energies(token),
+        batch=_energies(batch),
+    )
+    activation = ranks_by_energy(energies, config.activation_epsilon)
+    by_memory = config.activation_memory_mb is not None  # then any rank may be chosen
+    most = math.ceil(break_even_rank(kind.out_features, kind.in_features))
+    sequential = config.method == "sequential" and spectrum.method == "whitened"
     return MeasuredLayer(
         spectrum=LayerSpectrum(
             name=name,
-            out_features=linear.out_features,
-            in_features=linear.in_features,
+            out_features=kind.out_features,
+            in_features=kind.in_features,
             tokens=tokens,
             squared_singular_values=squared,
             output_energy=float(squared.sum()),
         ),
-        method=spectrum.method,
+        method="sequential" if sequential else spectrum.method,
         note=spectrum.note,
-        activation=ActivationRanks(
-            feature=_energy_rank(feature, config) if config.activation != "none" else None,
-            token=_energy_rank(token, config),
-            token_count=None if token is None else seen.token_count,
-        ),
+        activation=activation,
+        energies=energies,
+        leading=spectrum.basis[:, :most].float(),
+        feature_axes=_leading_axes(feature, kind.in_features if by_memory else activation.feature),
+        token_axes=_leading_axes(token, seen.token_count if by_memory else activation.token),
+        gradients=gradients,
     )
 
 
-def _energy_rank(axes: PrincipalAxes | None, config: SubspaceConfig) -> int | None:
-    """Returns the rank that keeps `activation_epsilon` of a mode's energy; None where that is all of it."""
-    if axes is None:
-        return None
-    needed = energy_rank(axes.values.clamp_min(0).sqrt().cpu().numpy(), config.activation_epsilon)
-    return needed if needed < len(axes.values) else None
+def _leading_axes(axes: PrincipalAxes | None, rank: int | None) -> Tensor | None:
+    return None if axes is None or rank is None else axes.vectors[:, :rank].float()
+
+
+def _weighted(layers: tuple[MeasuredLayer, ...]) -> tuple[MeasuredLayer, ...]:
+    """Returns the layers, weighed by what an error of their output does to the scalar where that is known.
+
+    The squared change of the scalar by an error with covariance E is tr(G·E); for one that is spread evenly
+    over the directions of the output it is its energy times the mean eigenvalue of G.
+    """
+    known = [
+        float(layer.gradients.diagonal().mean()) * layer.spectrum.output_energy
+        for layer in layers
+        if layer.gradients is not None
+    ]
+    if len(known) < len(layers) or sum(known) <= 0:
+        return layers
+    scale = len(known) / sum(known)
+    return tuple(
+        replace(layer, spectrum=replace(layer.spectrum, weight=weight * scale))
+        for layer, weight in zip(layers, known, strict=True)
+    )
+
+
+def _energies(axes: PrincipalAxes | None) -> NDArray[np.float64] | None:
+    return None if axes is None else axes.values.cpu().numpy()
+
+
+def _activations_by_memory(
+    layers: Sequence[MeasuredLayer], config: SubspaceConfig, batch_size: int | None
+) -> dict[str, ActivationRanks]:
+    """Returns ranks for all layers within `activation_memory_mb`; none where there is no such budget."""
+    if config.activation_memory_mb is None or config.allocation == "perplexity":
+        return {}
+    if batch_size is None:
+        raise ConfigError(
+            f"activation_memory_mb = {config.activation_memory_mb:g} is for a training batch, whose size is "
+            "not known here: give measure_layers the batch_size"
+        )
+    energies = {layer.spectrum.name: layer.energies for layer in layers}
+    return ranks_by_memory(energies, int(config.activation_memory_mb * 1e6), batch_size=batch_size)
 
 
 def _plan_layer(layer: MeasuredLayer, rank: int | None, reason: str) -> LayerPlan:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from wasi_export.artifact import write_bytes
 from wasi_export.config import TrainConfig
 from wasi_export.progress import Track, silent
+from wasi_export.subspace.inject import subspace_layers
 from wasi_export.training.data import Batch, EpochBatches
 from wasi_export.training.ladder import saving_memory
 from wasi_export.training.optim import create_optimizer, create_scheduler
@@ -89,6 +90,7 @@ def fit(
     run_dir: Path | None,
     *,
     seed: int,
+    epochs: range | None = None,
     key: str = "",
     track: Track = silent,
     on_epoch: Callable[[EpochMetrics], None] | None = None,
@@ -103,6 +105,8 @@ def fit(
         config: epochs, optimiser, schedule and regularisation.
         run_dir: where metrics.jsonl and the checkpoint go and where a run resumes from; None keeps nothing.
         seed: of dropout, stochastic depth and mixup.
+        epochs: which of the config's epochs to train, from 0; None: all. The schedule is that of all of them,
+            with a warm-up of its own where they do not start with the first.
         key: of the configuration and start; a checkpoint with another key is refused.
         track: progress display.
         on_epoch: called with the metrics of each epoch as it ends.
@@ -123,17 +127,20 @@ def fit(
     check_shares(batches.batch_size, config, processes=processes)
     model.to(accelerator.device).train()
     optimizer = create_optimizer(model, config)
-    position = Position(key=key)
+    epochs = range(config.epochs) if epochs is None else epochs
+    factored = next(subspace_layers(model), None) is not None
+    position = Position(key=key, factored=factored)
     checkpoint = None if run_dir is None else run_dir / CHECKPOINT
     if checkpoint is not None and (found := position_to_resume(checkpoint, key)):
-        position = found
-        restore(checkpoint, position, model, optimizer)
+        position = found.model_copy(update={"factored": factored})
+        if found.factored == factored:
+            restore(checkpoint, found, model, optimizer)
 
     loader = accelerator.prepare(train_loader)
     val_batches = share_evaluation(val_loader, processes=processes, index=accelerator.process_index)
     val_rounds = largest_share(len(val_loader), processes=processes)
     steps = len(loader)
-    scheduler = create_scheduler(optimizer, config, config.epochs * steps)
+    scheduler = create_scheduler(optimizer, config, config.epochs * steps, start=epochs.start * steps)
     step = TrainingStep(
         accelerator,
         accelerator.prepare(model),
@@ -155,7 +162,7 @@ def fit(
     memory = saving_memory(model, optimizer, config, mixed_precision=accelerator.mixed_precision)
     with memory, stop_signals(any_process) as signals, profiler:
         try:
-            for epoch in range(position.epoch, config.epochs):
+            for epoch in range(max(position.epoch, epochs.start), epochs.stop):
                 batches.go_to(epoch, position.batch)
                 remaining = steps - position.batch
                 label = f"epoch {epoch + 1}/{config.epochs}"
@@ -191,7 +198,11 @@ def fit(
                     images_per_second=steps * batches.batch_size / position.seconds,
                 )
                 position = Position(
-                    key=key, epoch=epoch + 1, step=position.step, history=(*position.history, metrics)
+                    key=key,
+                    epoch=epoch + 1,
+                    step=position.step,
+                    factored=factored,
+                    history=(*position.history, metrics),
                 )
                 save()
                 if on_epoch is not None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -54,6 +55,9 @@ class StepJob(Frozen):
     plan: Plan | None = Field(None, description="factored layers; None: a dense model")
     batch_size: int = Field(ge=1)
     threads: int = Field(1, ge=1)
+    grad_checkpointing: bool = Field(
+        False, description="timm's own, to compare with; not one of our switches"
+    )
 
 
 def measure_step_memory(job: StepJob) -> StepMemory:
@@ -149,6 +153,8 @@ def make_model(job: StepJob) -> nn.Module:
     """Returns the model of a job with random weights, in training mode."""
     bare = job.model.model_copy(update={"pretrained": False, "checkpoint": None})
     model = create_model(bare, job.num_classes).train()
+    if job.grad_checkpointing:
+        cast(Any, model).set_grad_checkpointing()
     if job.plan is not None:
         install_layers(model, job.plan)
     return model

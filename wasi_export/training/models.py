@@ -62,6 +62,30 @@ def create_model(config: ModelConfig, num_classes: int) -> nn.Module:
     return cast(nn.Module, model)
 
 
+def random_feature(model: nn.Module, images: Tensor) -> Tensor:
+    """Returns the sum over the images of a random direction of the features that the head sees.
+
+    Its gradients are those of all features, on the average: what does not change the features does not
+    change them. The directions are the same in each call.
+    """
+    features = model.forward_head(model.forward_features(images), pre_logits=True)  # type: ignore[operator]
+    directions = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
+    value: Tensor = (features * directions.to(features)).sum()
+    return value
+
+
+def log_likelihood(model: nn.Module, images: Tensor) -> Tensor:
+    """Returns the log-likelihood of classes drawn from what the model predicts, summed over the images.
+
+    The second moments of its gradients are those of the Fisher information: what does not change the
+    predictions does not change it. The draws are the same in each call.
+    """
+    logits: Tensor = model(images)
+    probabilities = logits.detach().softmax(1).cpu()
+    drawn = torch.multinomial(probabilities, 1, generator=torch.Generator().manual_seed(0))
+    return logits.log_softmax(1).gather(1, drawn.to(logits.device)).sum()
+
+
 def load_checkpoint(model: nn.Module, path: Path) -> None:
     """Loads a .safetensors or .pth file of weights into a timm model, in place.
 

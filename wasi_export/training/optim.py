@@ -47,8 +47,7 @@ def factor_rates(layer: SubspaceLinear, config: TrainConfig) -> tuple[float, flo
     if config.factor_lr == "auto":
         left, right = rate_scale(layer)
         return left * config.lr, right * config.lr
-    rate = config.factor_lr or config.lr
-    return rate, rate
+    return config.factor_lr, config.factor_lr
 
 
 def create_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -84,10 +83,32 @@ def create_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optim
     return optimizer
 
 
-def create_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, total_steps: int) -> Scheduler:
-    """Returns timm's scheduler, to be asked with `step_update(step)` before every step.
+class Schedule:
+    """timm's schedule, with a warm-up from where training goes on with a new optimiser."""
 
-    The warm-up is linear from the first step and takes at most half of all steps.
+    def __init__(
+        self, scheduler: Scheduler, optimizer: torch.optim.Optimizer, *, start: int, warmup: int
+    ) -> None:
+        """Makes it of a scheduler; from `start` on, `warmup` steps take a growing share of its rates."""
+        self._scheduler, self._optimizer = scheduler, optimizer
+        self._start, self._warmup = start, warmup if start else 0
+
+    def step_update(self, step: int) -> None:
+        """Sets the learning rates of a step, counted from 0."""
+        self._scheduler.step_update(step)
+        taken = step - self._start + 1
+        if taken <= self._warmup:
+            for group in self._optimizer.param_groups:
+                group["lr"] *= taken / (self._warmup + 1)
+
+
+def create_scheduler(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, total_steps: int, *, start: int = 0
+) -> Schedule:
+    """Returns timm's schedule, to be asked with `step_update(step)` before every step.
+
+    The warm-up is linear from the first step and takes at most half of all steps; where training goes on at
+    the step `start` it is done again, in at most half of the steps that are left.
 
     Raises:
         ConfigError: the schedule is unknown, or depends on more than the step.
@@ -107,4 +128,5 @@ def create_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, tota
     )
     if scheduler is None:
         raise ConfigError(f"timm {timm.__version__} has no schedule {config.sched!r}: update timm")
-    return scheduler
+    again = min(config.warmup_steps, (total_steps - start) // 2)
+    return Schedule(scheduler, optimizer, start=start, warmup=again)

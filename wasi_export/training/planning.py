@@ -17,17 +17,16 @@ from torch import Tensor, nn
 
 from wasi_export.allocate import LayerTimes, candidates
 from wasi_export.config import Config, Frozen, MemoryConfig, SubspaceConfig
-from wasi_export.cost import LinearForm
 from wasi_export.datasets import ImageSet
 from wasi_export.errors import RankError
 from wasi_export.progress import Track, silent
 from wasi_export.ranks import Plan
-from wasi_export.subspace.inject import target_layers
+from wasi_export.subspace.inject import factor_layers
 from wasi_export.subspace.perplexity import choose_activations, measure_perplexity
 from wasi_export.subspace.planner import MeasuredModel, decide, measure_layers
 from wasi_export.training.data import make_loader
 from wasi_export.training.memory import StepJob
-from wasi_export.training.models import input_spec
+from wasi_export.training.models import input_spec, log_likelihood, random_feature
 from wasi_export.training.predict import predict_step_memory
 from wasi_export.training.processes import make_accelerator
 
@@ -99,19 +98,49 @@ def plan_model(
     )
 
 
+def factorize(config: Config, model: nn.Module, images: ImageSet, *, track: Track = silent) -> Plan:
+    """Factors a model, in place, by the inputs that training images give its layers; returns the plan.
+
+    Raises:
+        RankError: an explicit rank is above what a layer has, or the budgets cannot be met.
+        ConfigError: a budget needs a plan that was made before.
+        UnsupportedModelError: no layer matches, or the plan that is given is of another model.
+    """
+    inputs, measured = _measured(config, model, images, track)
+    plan = decide(measured, config.subspace)
+    factor_layers(model, measured, plan, images=torch.cat(inputs), track=track)
+    return plan
+
+
 def measure_model(
     config: Config, model: nn.Module, images: ImageSet, *, track: Track = silent
 ) -> MeasuredModel:
     """Returns what a plan is decided from, by training images; leaves the model's weights as they are."""
+    return _measured(config, model, images, track)[1]
+
+
+def _measured(
+    config: Config, model: nn.Module, images: ImageSet, track: Track
+) -> tuple[list[Tensor], MeasuredModel]:
+    """Returns the calibration inputs, and what they show of the model."""
     chosen = images.sample(config.subspace.calibration_images, config.seed)
     device = make_accelerator().device
     loader = make_loader(chosen, input_spec(model, config), config.data, training=False)
-    inputs = (batch.to(device) for batch, _ in loader)
-    measured = measure_layers(model.to(device), inputs, config.subspace, total=len(loader), track=track)
-    if config.subspace.allocation != "perplexity":
-        return measured
-    batch, labels = next(iter(loader))
-    return _by_perplexity(config, measured, model, batch.to(device), labels.to(device))
+    batches = [(inputs.to(device), labels.to(device)) for inputs, labels in loader]
+    inputs = [batch for batch, _ in batches]
+    scalar = random_feature if config.subspace.sensitivity == "features" else log_likelihood
+    measured = measure_layers(
+        model.to(device),
+        inputs,
+        config.subspace,
+        total=len(inputs),
+        batch_size=config.data.batch_size,
+        scalar=scalar,
+        track=track,
+    )
+    if config.subspace.allocation == "perplexity":
+        measured = _by_perplexity(config, measured, model, *batches[0])
+    return inputs, measured
 
 
 def _step_job(config: Config, model: nn.Module, images: ImageSet) -> StepJob:
@@ -180,10 +209,8 @@ def _too_small(limit_mb: float, smallest_mb: float, job: StepJob, plan: Plan) ->
 def _totals(
     plan: Plan, measured: MeasuredModel, times: LayerTimes | None, train_memory_mb: float
 ) -> ModelTotals:
-    forms = [
-        LinearForm(layer.out_features, layer.in_features, layer.tokens or 0, layer.rank)
-        for layer in plan.layers
-    ]
+    ranks = {layer.name: layer.rank for layer in plan.layers}
+    forms = [spectrum.form(ranks[spectrum.name]) for spectrum in measured.spectra]
     return ModelTotals(
         parameters=measured.rest.parameters + sum(form.parameters for form in forms),
         macs=measured.rest.macs + sum(form.macs for form in forms),
@@ -196,10 +223,10 @@ def _by_perplexity(
     config: Config, measured: MeasuredModel, model: nn.Module, images: Tensor, labels: Tensor
 ) -> MeasuredModel:
     """Returns the measured model with activation ranks by the paper's search, for the layers it factors."""
-    subspace, targets = config.subspace, target_layers(model, config.subspace)
+    subspace = config.subspace
     points = measure_perplexity(
         model,
-        {layer.name: targets[layer.name] for layer in decide(measured, subspace).factored},
+        {layer.name: model.get_submodule(layer.name) for layer in decide(measured, subspace).factored},
         images,
         lambda logits: F.cross_entropy(logits, labels),
         mode=subspace.activation,

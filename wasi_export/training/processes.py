@@ -6,7 +6,8 @@ One process a device, each with the whole model (torch's DistributedDataParallel
                  whatever the number of processes; evaluation deals out whole batches
     factors      the main process factors the model, the others install its plan; parameters and buffers are
                  broadcast before the first step, gradients are averaged in every step
-    bases        buffers are broadcast before every forward pass, so all processes compress in the same bases
+    bases        all processes compress in the same ones, which follow the inputs of all: the moments that
+                 move them are summed (`SubspaceLinear.share_bases`)
     files        the main process writes; all read. The run folder must be the same for all of them
 
 As the mean of equal shares' means is the mean over the batch, the losses are those of one process but for

@@ -53,6 +53,8 @@ class Position(Frozen):
     batch: int = 0
     """Batches done in this epoch."""
     step: int = 0
+    factored: bool = False
+    """Whether the model that is saved with it has factored layers."""
     loss_sum: float = 0.0
     """Sum of the losses of this epoch's batches."""
     seconds: float = 0.0
@@ -141,7 +143,8 @@ def restore(path: Path, position: Position, model: nn.Module, optimizer: torch.o
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, index, field = name.split(".", 2)
-            states.setdefault(int(index), {})[field] = value
+            # A copy is aligned in memory as torch does it; in the file's buffer a product rounds differently.
+            states.setdefault(int(index), {})[field] = value.clone()
     for name, number in position.optimizer_numbers.items():
         index, field = name.split(".", 1)
         states.setdefault(int(index), {})[field] = number

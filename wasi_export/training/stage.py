@@ -7,12 +7,12 @@ from pathlib import Path
 from torch import nn
 
 from wasi_export.artifact import file_sha256, fingerprint, write_bytes
-from wasi_export.config import Config, TrainMethod
+from wasi_export.config import Config, TrainConfig, TrainMethod
 from wasi_export.datasets import ImageSet, load_data
 from wasi_export.errors import ArtifactExistsError, ConfigError, UsageError
 from wasi_export.progress import Track, silent
 from wasi_export.ranks import Plan
-from wasi_export.subspace.inject import factorize_model, install_layers
+from wasi_export.subspace.inject import install_layers
 from wasi_export.training.checkpoint import (
     CONFIG,
     FACTS,
@@ -28,6 +28,7 @@ from wasi_export.training.checkpoint import (
 from wasi_export.training.data import Batch, make_loader, random_numbers
 from wasi_export.training.loop import METRICS, evaluate, fit
 from wasi_export.training.models import create_model, input_spec
+from wasi_export.training.planning import factorize
 from wasi_export.training.processes import main_first, make_accelerator, on_main
 from wasi_export.training.profile import PROFILE, StepProfiler
 from wasi_export.training.resume import CHECKPOINT, EpochMetrics, position_to_resume, read_position
@@ -73,15 +74,6 @@ def first_model(config: Config, classes: tuple[str, ...], init: Path | None = No
                 f"{init} is of another model: model.{field} is {there!r} there and {here!r} here"
             )
     return run.model
-
-
-def factorize(config: Config, model: nn.Module, images: ImageSet, *, track: Track = silent) -> Plan:
-    """Factors a model, in place, by the inputs that training images give its layers; returns the plan."""
-    chosen = images.sample(config.subspace.calibration_images, config.seed)
-    device = make_accelerator().device
-    loader = make_loader(chosen, input_spec(model, config), config.data, training=False)
-    inputs = (batch.to(device) for batch, _ in loader)
-    return factorize_model(model.to(device), inputs, config.subspace, total=len(loader), track=track)
 
 
 def train_run(
@@ -130,33 +122,45 @@ def train_run(
             )
         return start.finished
     model = main_first(accelerator, lambda: first_model(config, train.classes, init))
+    spec = input_spec(model, config)
+    val_loader = make_loader(val, spec, config.data, training=False)
+    settings: TrainConfig = getattr(config.train, method)
+
+    def train_epochs(
+        epochs: range, settings: TrainConfig, profiler: StepProfiler | None = None
+    ) -> tuple[EpochMetrics, ...]:
+        return fit(
+            model,
+            make_loader(train, spec, config.data, training=True, seed=config.seed),
+            val_loader,
+            settings,
+            run_dir,
+            seed=config.seed,
+            epochs=epochs,
+            key=key,
+            track=track,
+            on_epoch=on_epoch,
+            profiler=profiler,
+        )
+
+    dense_epochs = 0
     if method == "subspace":
+        dense_epochs = _dense_epochs(config, goes_on=init is not None)
+        if dense_epochs and not start.factored:
+            train_epochs(range(dense_epochs), _dense_form(settings))
 
         def make_plan() -> Plan:
             plan = factorize(config, model, train, track=track)
             write_bytes(run_dir / PLAN, plan.model_dump_json(indent=2).encode())
             return plan
 
-        plan = on_main(accelerator, lambda: Plan.load(run_dir / PLAN) if start.resumes else make_plan())
-        if start.resumes or not accelerator.is_main_process:
+        plan = on_main(accelerator, lambda: Plan.load(run_dir / PLAN) if start.factored else make_plan())
+        if start.factored or not accelerator.is_main_process:
             install_layers(model, plan)  # the values come from the checkpoint, or from the main process
-    spec = input_spec(model, config)
-    val_loader = make_loader(val, spec, config.data, training=False)
     profiler = None
     if profiling is not None and accelerator.is_main_process:
         profiler = StepProfiler(model, trace=profiling.trace)
-    history = fit(
-        model,
-        make_loader(train, spec, config.data, training=True, seed=config.seed),
-        val_loader,
-        getattr(config.train, method),
-        run_dir,
-        seed=config.seed,
-        key=key,
-        track=track,
-        on_epoch=on_epoch,
-        profiler=profiler,
-    )
+    history = train_epochs(range(dense_epochs, settings.epochs), settings, profiler)
 
     def finish() -> RunFacts:
         facts = RunFacts(
@@ -178,6 +182,28 @@ def train_run(
         return facts
 
     return on_main(accelerator, finish)
+
+
+def _dense_epochs(config: Config, *, goes_on: bool) -> int:
+    """Returns how many epochs of the subspace stage are dense.
+
+    Raises:
+        ConfigError: there are not so many epochs.
+    """
+    epochs, wanted = config.train.subspace.epochs, config.subspace.dense_epochs
+    if wanted is None:
+        return 0 if goes_on else epochs // 2
+    if wanted > epochs:
+        raise ConfigError(
+            f"subspace.dense_epochs = {wanted} is above train.subspace.epochs = {epochs}: lower it"
+        )
+    return wanted
+
+
+def _dense_form(config: TrainConfig) -> TrainConfig:
+    """Returns the training without what is for factored layers."""
+    memory = config.memory.model_copy(update={"mlp_recompute": False})
+    return config.model_copy(update={"update": "factors", "refresh_every": None, "memory": memory})
 
 
 def run_key(config: Config, method: TrainMethod, train: ImageSet, val: ImageSet, init: Path | None) -> str:
@@ -224,7 +250,8 @@ class _Start:
     """What a run folder holds of the run that is to be trained into it."""
 
     finished: RunFacts | None = None
-    resumes: bool = False
+    factored: bool = False
+    """Whether an unfinished training has factored its layers."""
 
 
 def _open_run(run_dir: Path, config: Config, key: str, *, force: bool, replace: bool) -> _Start:
@@ -234,7 +261,8 @@ def _open_run(run_dir: Path, config: Config, key: str, *, force: bool, replace: 
         _empty(run_dir)
     facts = read_facts(run_dir)
     if facts is None:
-        return _Start(resumes=position_to_resume(run_dir / CHECKPOINT, key) is not None)
+        position = position_to_resume(run_dir / CHECKPOINT, key)
+        return _Start(factored=position is not None and position.factored)
     if facts.key != key:
         raise ArtifactExistsError(
             f"{run_dir} holds a finished run of another configuration (key {facts.key}, this is {key}): "

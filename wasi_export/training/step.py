@@ -10,7 +10,7 @@ from torch import nn
 
 from wasi_export.config import TrainConfig
 from wasi_export.errors import ConfigError, ModelFailedError
-from wasi_export.subspace import SubspaceLinear, subspace_layers
+from wasi_export.subspace import subspace_layers
 from wasi_export.training.data import random_numbers
 from wasi_export.training.profile import Phases, unmeasured
 from wasi_export.training.weight_gradients import average_over_processes, clip_gradients
@@ -29,13 +29,25 @@ class TrainingStep:
         seed: int,
         phase: Phases = unmeasured,
     ) -> None:
-        """Makes the step of a model and an optimiser that the accelerator has prepared; `phase` times it."""
+        """Makes the step of a model and an optimiser that the accelerator has prepared; `phase` times it.
+
+        Sets, in place, whether factored layers share their bases with other processes.
+
+        Raises:
+            ConfigError: the update rule cannot be had with mixed precision fp16.
+        """
         self.phase = phase
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.config, self.seed = config, seed
-        self.collecting: tuple[SubspaceLinear, ...] = ()
-        if config.update == "wsi":
-            self.collecting = tuple(layer for _, layer in subspace_layers(accelerator.unwrap_model(model)))
+        layers = tuple(layer for _, layer in subspace_layers(accelerator.unwrap_model(model)))
+        for layer in layers:
+            layer.share_bases = accelerator.num_processes > 1
+        self.collecting = layers if config.update == "wsi" else ()
+        if self.collecting and accelerator.mixed_precision == "fp16":
+            raise ConfigError(
+                'update = "wsi" would use the scaled gradients of mixed precision fp16: use bf16, or another '
+                "update"
+            )
         self.mixup = None
         if config.mixup or config.cutmix:
             self.mixup = Mixup(
