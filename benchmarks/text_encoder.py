@@ -157,9 +157,14 @@ def sentences_in(text: str) -> Iterator[str]:
 def docstrings() -> Iterator[str]:
     """Yields the docstrings of the modules, classes and functions of the standard library, by file name."""
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_bytes())):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-                yield ast.get_docstring(node) or ""
+        yield from docstrings_of(path)
+
+
+def docstrings_of(path: Path) -> Iterator[str]:
+    """Yields the docstrings of a Python file."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            yield ast.get_docstring(node) or ""
 
 
 def sample(texts: Iterable[str], count: int, generator: torch.Generator) -> list[str]:

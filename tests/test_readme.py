@@ -12,7 +12,6 @@ import pytest
 import typer.core
 import typer.main
 from PIL import Image
-from real_weights import to_markdown
 
 from wasi_export.artifact import Bundle, write_bundle_manifest
 from wasi_export.cli import app
@@ -110,9 +109,3 @@ def test_the_links_of_the_documents_lead_to_files() -> None:
     ]
     assert len(links) > 3
     assert [link for page, link in links if not (page.parent / link).exists()] == []
-
-
-def test_the_table_of_real_weights_is_that_of_the_committed_result() -> None:
-    result = Path(__file__).parents[1] / "benchmarks" / "results" / "real_weights.json"
-    rows = json.loads(result.read_text(encoding="utf-8"))["rows"]
-    assert to_markdown(rows) in README

@@ -79,8 +79,9 @@ class StepMacs:
 def linear_step_macs(layer: LayerPlan, *, batch: int, tokens: int, moves_bases: bool = False) -> StepMacs:
     """Returns what `SubspaceLinear`, or a dense layer, computes in a step on an input (B, N, I).
 
-    With T = B·N and ranks K, r and m of the pair, the feature and the token mode, the products are those of
-    `subspace/autograd.py` and `subspace/tucker.py`; where r or m is not given the mode is whole.
+    With T = B·N and ranks K, r, m and b of the pair, the feature, the token and the batch mode, the products
+    are those of `subspace/autograd.py` and `subspace/tucker.py`; a mode without a rank is whole. Not counted
+    are factorisations: QR of bases that move, eigenvectors of the batch mode.
 
     Args:
         layer: sizes and ranks.
@@ -97,8 +98,10 @@ def linear_step_macs(layer: LayerPlan, *, batch: int, tokens: int, moves_bases: 
     projected = 0 if feature is None else K * I * r  # right·U
     left = projected + min(r * (T * O + O * K), T * K * (r + O))
     right = T * K * r + (0 if feature is None else K * r * I)
-    expansion = 0 if m is None else B * m * N * r
+    b = layer.activation.batch_rank(B)
+    expansion = (0 if m is None else (b or B) * m * N * r) + (0 if b is None else b * B * N * r)
     core = (0 if feature is None else T * I * r) + (0 if m is None else B * N * m * r)
+    core += 0 if b is None else (B + b) * B * (m or N) * r  # the moment of the samples, and the core in it
     moves = (0 if feature is None else 2 * T * I * r) + (0 if m is None else 2 * T * m * r)
     return StepMacs(
         forward=T * K * (I + O),

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from wasi_export.config import SubspaceConfig
-from wasi_export.errors import RankError, UnsupportedModelError
+from wasi_export.cost import saved_input_bytes
+from wasi_export.errors import ConfigError, RankError, UnsupportedModelError
 from wasi_export.ranks import Plan
 from wasi_export.subspace import SubspaceLinear, factorize_model, install_layers, subspace_layers
 
@@ -95,6 +96,18 @@ def test_activation_ranks_are_planned_by_energy(vit: nn.Module) -> None:
         assert layer.activation.token is not None
         assert 1 <= layer.activation.token < TOKENS
         assert layer.activation.token_count == TOKENS
+
+
+def test_a_budget_of_activations_is_for_the_batch_that_is_told(vit: nn.Module) -> None:
+    config = SubspaceConfig(rank=16, method="whitened", sensitivity="none", activation_memory_mb=0.1)
+    with pytest.raises(ConfigError, match="give the batch_size"):
+        factorize_model(make_vit(), images().split(4), config, total=3)
+    plan = factorize_model(vit, images().split(4), config, total=3, batch_size=8)
+    saved = sum(
+        saved_input_bytes(layer.in_features, layer.activation, batch=8, tokens=TOKENS)
+        for layer in plan.factored
+    )
+    assert 0.08e6 < saved <= 0.1e6
 
 
 def test_the_starting_basis_is_that_of_the_calibration_data(vit: nn.Module) -> None:

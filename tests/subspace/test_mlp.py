@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from wasi_export.ranks import ActivationRanks
@@ -77,8 +78,10 @@ def test_frozen_factors_get_no_gradient():
         torch.testing.assert_close(found[name], expected[name])
 
 
-def test_a_compressed_input_gives_the_gradients_of_the_layer_that_compresses():
-    activation = ActivationRanks(feature=3)
+@pytest.mark.parametrize(
+    "activation", [ActivationRanks(feature=3), ActivationRanks(batch=1, batch_count=2)], ids=str
+)
+def test_a_compressed_input_gives_the_gradients_of_the_layer_that_compresses(activation):
     x = torch.randn(2, 4, 6, dtype=torch.float64)
     found, expected = [], []
     for results, mlp in ((expected, lambda x, a, act, b: b(act(a(x)))), (found, factored_mlp)):
@@ -86,6 +89,8 @@ def test_a_compressed_input_gives_the_gradients_of_the_layer_that_compresses():
         results.append(gradients(mlp(x, fc1, nn.GELU(), fc2), fc1, fc2, x)["right1"])
         results.append(fc1.feature_basis)
         assert fc1.passes == 1
+    whole = gradients(fc2(nn.GELU()(F.linear(F.linear(x, fc1.right), fc1.left, fc1.bias))), fc1, fc2, x)
+    assert not torch.allclose(found[0], whole["right1"])
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from wasi_export.errors import RankError
+from wasi_export.subspace.kinds import LinearKind
 from wasi_export.subspace.perplexity import PerplexityPoint, choose_activations, measure_perplexity
 
 EPSILONS = (0.4, 0.7, 0.95, 1.0)
@@ -38,7 +39,7 @@ def points_of(
     model: TwoLayers, batch: tuple[torch.Tensor, torch.Tensor], mode: str = "feature"
 ) -> dict[str, tuple[PerplexityPoint, ...]]:
     x, labels = batch
-    layers = {"fc1": model.fc1, "fc2": model.fc2}
+    layers = {"fc1": LinearKind(model.fc1), "fc2": LinearKind(model.fc2)}
     loss = lambda logits: F.cross_entropy(logits, labels)  # noqa: E731
     return measure_perplexity(model, layers, x, loss, mode=mode, batch_size=8, epsilons=EPSILONS)  # type: ignore[arg-type]
 

@@ -13,6 +13,8 @@ RANKS = [
     ActivationRanks(feature=12),
     ActivationRanks(feature=12, token=5, token_count=17),
     ActivationRanks(token=5, token_count=17),
+    ActivationRanks(feature=12, token=5, token_count=17, batch=2, batch_count=6),
+    ActivationRanks(batch=2, batch_count=6),
 ]
 
 
@@ -31,7 +33,7 @@ def counted_macs(layer: torch.nn.Module, x: torch.Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
-@pytest.mark.parametrize("ranks", RANKS, ids=["whole", "feature", "feature+token", "token"])
+@pytest.mark.parametrize("ranks", RANKS, ids=str)
 @pytest.mark.parametrize(("d_in", "d_out", "rank"), [(48, 192, 16), (192, 48, 16), (48, 48, 40)])
 def test_a_step_computes_what_the_formula_says(
     d_in: int, d_out: int, rank: int, ranks: ActivationRanks

@@ -14,15 +14,23 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc"),
 ]
 
-LAYERS = {"attn.qkv": (576, 192), "attn.proj": (192, 192), "mlp.fc1": (768, 192), "mlp.fc2": (192, 768)}
+LAYERS = {"attn.qkv": (3, 1), "attn.proj": (1, 1), "mlp.fc1": (4, 1), "mlp.fc2": (1, 4)}
+"""Sizes (out, in) of the factored layers over the width of the model."""
 DEPTH = 12
+TINY, SMALL = 192, 384
+NAMES = {TINY: "vit_tiny_patch16_224", SMALL: "vit_small_patch16_224"}
 
 
 def job(
-    *, batch_size: int = 2, plan: Plan | None = None, memory: dict[str, object] | None = None, size: int = 32
+    *,
+    width: int = TINY,
+    batch_size: int = 2,
+    plan: Plan | None = None,
+    memory: dict[str, object] | None = None,
+    size: int = 32,
 ) -> StepJob:
     return StepJob(
-        model=ModelConfig(name="vit_tiny_patch16_224", img_size=size),
+        model=ModelConfig(name=NAMES[width], img_size=size),
         train=TrainConfig(memory=MemoryConfig.model_validate(memory or {})),
         input=InputSpec(height=size, width=size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
         num_classes=10,
@@ -31,12 +39,12 @@ def job(
     )
 
 
-def factored(rank: int) -> Plan:
+def factored(rank: int, *, width: int = TINY) -> Plan:
     layers = (
         LayerPlan(
             name=f"blocks.{block}.{name}",
-            in_features=in_features,
-            out_features=out_features,
+            in_features=in_features * width,
+            out_features=out_features * width,
             rank=rank,
             method="plain",
             energy=1.0,
@@ -57,7 +65,7 @@ def test_a_dense_step_needs_four_times_the_parameters_and_repeats():
 
 
 def test_factors_save_what_the_dense_weights_took():
-    saved_parameters = DEPTH * sum(o * i - 32 * (o + i) for o, i in LAYERS.values())
+    saved_parameters = DEPTH * sum(TINY**2 * o * i - 32 * TINY * (o + i) for o, i in LAYERS.values())
     saved_mb = measure_step_memory(job()).peak_mb - measure_step_memory(job(plan=factored(32))).peak_mb
     assert saved_mb > 0.9 * 16 * saved_parameters / 1e6  # 16 bytes a parameter; the allocator rounds
 
@@ -67,19 +75,21 @@ def test_a_larger_batch_needs_more():
 
 
 @pytest.mark.parametrize(
-    ("rank", "memory", "batch_size"),
+    ("rank", "memory"),
     [
-        (None, {}, 8),
-        (32, {}, 64),
-        (32, {"block_recompute": True}, 64),
-        (32, {"level": "fast"}, 64),
-        (32, {"level": "small"}, 64),
-        (32, {"level": "streamed"}, 64),
+        (None, {}),
+        (64, {}),
+        (64, {"block_recompute": True}),
+        (64, {"level": "fast"}),
+        (64, {"level": "small"}),
+        (64, {"level": "streamed"}),
     ],
     ids=str,
 )
-def test_the_predicted_peak_is_within_a_tenth_of_the_measured_one(rank, memory, batch_size):
-    steps = job(batch_size=batch_size, plan=None if rank is None else factored(rank), memory=memory, size=64)
+def test_the_predicted_peak_is_within_a_tenth_of_the_measured_one(rank, memory):
+    # Of 84 MB at the least: what the kernels take for themselves is a constant to within a few MB.
+    plan = None if rank is None else factored(rank, width=SMALL)
+    steps = job(width=SMALL, batch_size=32, plan=plan, memory=memory, size=64)
     measured, predicted = measure_step_memory(steps), predict_step_memory(steps)
     assert predicted.peak_mb == pytest.approx(measured.peak_mb, rel=0.1)
     assert measured.process_mb > measured.peak_mb + 100  # the libraries alone

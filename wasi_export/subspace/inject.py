@@ -21,6 +21,7 @@ def factorize_model(
     config: SubspaceConfig,
     *,
     total: int,
+    batch_size: int | None = None,
     track: Track = silent,
 ) -> Plan:
     """Replaces the targeted layers by pairs of factors, in place; returns what was decided.
@@ -30,15 +31,19 @@ def factorize_model(
         batches: calibration inputs (B, C, H, W); not read where nothing depends on them.
         config: which layers, which method, which ranks.
         total: number of batches, for the progress display.
+        batch_size: of training, for `config.activation_memory_mb`.
         track: progress display.
 
     Raises:
         UnsupportedModelError: no layer matches.
+        ConfigError: there is a budget of activations and no `batch_size`.
         RankError: an explicit rank is above what a layer has, or the budgets cannot be met.
         NothingToCheckError: there are no calibration inputs.
     """
     kept: list[Tensor] = []
-    measured = measure_layers(model, _keep(batches, kept), config, total=total, track=track)
+    measured = measure_layers(
+        model, _keep(batches, kept), config, total=total, batch_size=batch_size, track=track
+    )
     plan = decide(measured, config)
     factor_layers(model, measured, plan, images=torch.cat(kept) if kept else None, track=track)
     return plan

@@ -106,7 +106,8 @@ class _FactoredMlpTail(torch.autograd.Function):
 
 def _code(layer: SubspaceLinear, x: Tensor) -> Tensor:
     """Returns x·rightᵀ (…, K) by the layer itself, so that it keeps x in the form it is set to."""
-    if layer.feature_basis is None and layer.token_basis is None:
+    ranks = layer.activation
+    if ranks.feature is None and ranks.token is None and ranks.batch is None:
         return F.linear(x, layer.right)
     without_left = {"left": torch.eye(layer.rank, dtype=x.dtype, device=x.device)}
     if layer.bias is not None:

@@ -21,6 +21,7 @@ from wasi_export.config import ActivationMode
 from wasi_export.cost import saved_input_bytes
 from wasi_export.knapsack import Limit, Option, choose_options
 from wasi_export.ranks import ActivationRanks, energy_rank
+from wasi_export.subspace.kinds import Kind
 from wasi_export.subspace.moments import InputMoments, PrincipalAxes
 from wasi_export.subspace.tucker import Bases, compress, reconstruct, token_count
 
@@ -42,7 +43,7 @@ class PerplexityPoint:
 
 def measure_perplexity(
     model: nn.Module,
-    layers: Mapping[str, nn.Module],
+    layers: Mapping[str, Kind],
     images: Tensor,
     loss: Callable[[Tensor], Tensor],
     *,
@@ -56,7 +57,7 @@ def measure_perplexity(
 
     Args:
         model: the dense model.
-        layers: its Linear layers, by name.
+        layers: what can be factored of it, by name.
         images: one batch (B, C, H, W).
         loss: takes the model's output to a scalar.
         mode: which modes of the inputs are compressed.
@@ -65,17 +66,18 @@ def measure_perplexity(
     """
     points: dict[str, tuple[PerplexityPoint, ...]] = {}
 
-    def measure(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def measure(name: str, kind: Kind) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def attach(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             def look(grad_output: Tensor) -> None:
                 # While the backward pass is here: only one layer's gradient is alive at a time.
-                points[name] = _points(inputs[0].detach(), grad_output, mode, batch_size, epsilons)
+                x, dY = kind.rows(inputs[0].detach()), kind.output_rows(grad_output)
+                points[name] = _points(x, dY, mode, batch_size, epsilons)
 
             output.register_hook(look)  # type: ignore[no-untyped-call]
 
         return attach
 
-    hooks = [layer.register_forward_hook(measure(name)) for name, layer in layers.items()]
+    hooks = [kind.module.register_forward_hook(measure(name, kind)) for name, kind in layers.items()]
     was_training = model.training
     model.eval()
     try:

@@ -260,7 +260,7 @@ def _activations_by_memory(
     if batch_size is None:
         raise ConfigError(
             f"activation_memory_mb = {config.activation_memory_mb:g} is for a training batch, whose size is "
-            "not known here: give measure_layers the batch_size"
+            "not known here: give the batch_size"
         )
     energies = {layer.spectrum.name: layer.energies for layer in layers}
     return ranks_by_memory(energies, int(config.activation_memory_mb * 1e6), batch_size=batch_size)

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +30,7 @@ from wasi_export.training.models import create_model
 from wasi_export.training.optim import create_optimizer
 from wasi_export.training.step import TrainingStep
 
+PROGRAM = ("-m", "wasi_export.training.memory")
 STEPS = 3  # the first makes the optimiser's state, the second is the first with all of it
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -60,11 +62,15 @@ class StepJob(Frozen):
     )
 
 
-def measure_step_memory(job: StepJob) -> StepMemory:
+def measure_step_memory(job: StepJob, *, program: Sequence[str] = PROGRAM) -> StepMemory:
     """Returns the peak memory of three training steps with random weights and images, in a fresh process.
 
     The allocator of that process gives freed memory back at once, so that the figure follows what is alive
     and repeats within about a percent.
+
+    Args:
+        job: the steps.
+        program: arguments of Python; reads a job, calls `take_steps` and prints what that returns.
 
     Raises:
         HostError: this system does not tell a process its peak memory.
@@ -79,7 +85,7 @@ def measure_step_memory(job: StepJob) -> StepMemory:
         "MALLOC_TRIM_THRESHOLD_": "65536",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "wasi_export.training.memory"],
+        [sys.executable, *program],
         input=job.model_dump_json(),
         capture_output=True,
         text=True,
@@ -92,14 +98,19 @@ def measure_step_memory(job: StepJob) -> StepMemory:
     return StepMemory.model_validate_json(done.stdout.splitlines()[-1])
 
 
-def take_steps(job: StepJob) -> StepMemory:
-    """Takes the steps in this process and returns what they needed; to be called right after the imports."""
+def take_steps(job: StepJob, *, make: Callable[[StepJob], nn.Module] | None = None) -> StepMemory:
+    """Takes the steps in this process and returns what they needed; to be called right after the imports.
+
+    Args:
+        job: the steps.
+        make: makes the model; None: `make_model`.
+    """
     torch.set_num_threads(job.threads)
     torch.manual_seed(0)
     _warm_up(job)
     _release()
     before = _resident_bytes("VmRSS")
-    model = make_model(job)
+    model = (make or make_model)(job)
     # The dense weights that the factors replaced are gone; they are not to count.
     _release()
     _CLEAR.write_text("5")  # sets the peak back to the present, see proc(5)
@@ -127,6 +138,7 @@ def _take(job: StepJob, model: nn.Module) -> tuple[float, float]:
             images, labels = draw_batch(job)
             began = time.perf_counter(), time.process_time()
             step(images, labels, index)
+            del images, labels  # two batches are not to be counted
     return time.perf_counter() - began[0], time.process_time() - began[1]
 
 

