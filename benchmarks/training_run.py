@@ -14,13 +14,12 @@ from wasi_export.ranks import Plan
 from wasi_export.subspace.inject import factor_layers
 from wasi_export.subspace.planner import MeasuredModel, decide
 from wasi_export.subspace.tucker import Bases
+from wasi_export.training.checkpoint import load_run
 from wasi_export.training.data import make_loader
-from wasi_export.training.loop import fit
+from wasi_export.training.loop import evaluate, fit
 from wasi_export.training.models import input_spec
 from wasi_export.training.planning import measure_model
 from wasi_export.training.stage import first_model, train_run
-
-KEPT = ("val_accuracy", "val_loss", "train_loss", "cpu_seconds")
 
 
 def train_row(row: Row, checkpoint: Path, run_dir: Path, *, model: str, seed: int) -> dict[str, Any]:
@@ -29,7 +28,11 @@ def train_row(row: Row, checkpoint: Path, run_dir: Path, *, model: str, seed: in
     if row.adapters:
         return _train_adapters(row, config)
     facts = train_run(config, row.method, run_dir, replace=True, track=track)
-    return {"parameters": facts.parameters, **{key: facts.metrics[key] for key in KEPT}}
+    return {
+        **_judge(load_run(run_dir).model, config),
+        "train_loss": facts.metrics["train_loss"],
+        "cpu_seconds": facts.metrics["cpu_seconds"],
+    }
 
 
 def _train_adapters(row: Row, config: Config) -> dict[str, Any]:
@@ -51,12 +54,17 @@ def _train_adapters(row: Row, config: Config) -> dict[str, Any]:
         cpu_seconds += sum(metrics.cpu_seconds for metrics in history)
     if row.lora_rank:
         merge_lora(model)
+    return {**_judge(model, config), "train_loss": history[-1].train_loss, "cpu_seconds": cpu_seconds}
+
+
+def _judge(model: nn.Module, config: Config) -> dict[str, Any]:
+    """Returns the number of parameters, and accuracy and loss on all test images."""
+    _, test = load_data(config.data.model_copy(update={"val_images": None}))
+    found = evaluate(model, make_loader(test, input_spec(model, config), config.data, training=False))
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "val_accuracy": history[-1].val_accuracy,
-        "val_loss": history[-1].val_loss,
-        "train_loss": history[-1].train_loss,
-        "cpu_seconds": cpu_seconds,
+        "accuracy": found.accuracy,
+        "loss": found.loss,
     }
 
 

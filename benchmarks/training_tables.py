@@ -39,7 +39,7 @@ def _summary_lines(runs: list[Found], costs: dict[str, Found]) -> Iterator[tuple
         if same:
             yield (
                 row.what,
-                f"{mean(run['val_accuracy'] for run in same):.4f}",
+                f"{mean(run['accuracy'] for run in same):.4f}",
                 points_below_dense(runs, same),
                 f"{same[0]['parameters'] / 1e6:.2f} M",
                 f"{max(cost['peak_mb']):.0f}",
@@ -62,7 +62,7 @@ def _method_lines(runs: list[Found]) -> Iterator[tuple[str, ...]]:
     for name, row in METHODS.items():
         same = runs_of(runs, row.trained_as or name)
         if same:
-            accuracies = [run["val_accuracy"] for run in same]
+            accuracies = [run["accuracy"] for run in same]
             yield (
                 name,
                 row.what,
@@ -91,9 +91,9 @@ def _part_lines(runs: list[Found]) -> Iterator[tuple[str, ...]]:
                 what,
                 fraction,
                 str(len(same)),
-                f"{mean(run['val_accuracy'] for run in same):.4f}",
+                f"{mean(run['accuracy'] for run in same):.4f}",
                 points_below_dense(runs, same),
-                f"{mean(run['val_loss'] for run in same):.4f}",
+                f"{mean(run['loss'] for run in same):.4f}",
                 f"{mean(run['train_loss'] for run in same):.4f}",
             )
 
@@ -127,6 +127,6 @@ def runs_of(runs: list[Found], name: str) -> list[Found]:
 
 def points_below_dense(runs: list[Found], same: list[Found]) -> str:
     """Returns the mean difference to the dense run of the same seed, in points of accuracy."""
-    dense = {run["seed"]: run["val_accuracy"] for run in runs_of(runs, "dense")}
-    below = [100 * (dense[run["seed"]] - run["val_accuracy"]) for run in same if run["seed"] in dense]
+    dense = {run["seed"]: run["accuracy"] for run in runs_of(runs, "dense")}
+    below = [100 * (dense[run["seed"]] - run["accuracy"]) for run in same if run["seed"] in dense]
     return f"{mean(below):.2f}" if below else "–"

@@ -6,7 +6,8 @@
 The task is made of what every machine has: from which of ten modules of Python's standard library are 32
 tokens of its docstrings? 960 windows train, 1,000 others are judged, the same in every row; 4 epochs of
 batches of 32, AdamW, cosine, rates 1e-4 (head 2e-3), no window cut at an end, so nothing is padding. The
-classifier is the encoder of `text_encoder.py` and a linear head. Ours trains two epochs dense, then factors.
+classifier is the encoder of `text_encoder.py` and a linear head. Ours trains LoRA for two epochs, then
+factors.
 
 Finished runs are in the result and are not done again.
 """
@@ -30,6 +31,7 @@ from wasi_export.report import markdown_table
 from wasi_export.subspace.inject import factor_layers
 from wasi_export.subspace.planner import decide, measure_layers
 from wasi_export.training.loop import evaluate
+from wasi_export.training.lora import lora_form, lora_layers
 from wasi_export.training.models import log_likelihood
 from wasi_export.training.optim import create_optimizer, create_scheduler
 from wasi_export.training.processes import make_accelerator
@@ -105,28 +107,32 @@ def train(subspace: Mapping[str, Any] | None, folder: Path, seed: int) -> dict[s
     torch.manual_seed(seed)
     model = TextClassifier(encoder, encoder.norm.normalized_shape[0], len(MODULES))
     config = SubspaceConfig.model_validate(subspace or {})
-    dense_epochs = CONFIG.epochs if subspace is None else config.dense_epochs
-    dense_epochs = CONFIG.epochs // 2 if dense_epochs is None else dense_epochs
-    _train_epochs(model, training, range(dense_epochs), seed)
-    if subspace is not None:
+    if subspace is None:
+        _train_epochs(model, training, CONFIG, range(CONFIG.epochs), seed)
+    else:
+        first = CONFIG.epochs // 2 if config.dense_epochs is None else config.dense_epochs
+        with lora_layers(model, config, training[0][:1], seed=seed):
+            _train_epochs(model, training, lora_form(CONFIG), range(first), seed)
         tokens = training[0][torch.randperm(TRAINING)[: config.calibration_images]]
         batches = list(tokens.split(BATCH))
         measured = measure_layers(model, batches, config, total=len(batches), scalar=log_likelihood)
         factor_layers(model, measured, decide(measured, config), images=tokens)
-        _train_epochs(model, training, range(dense_epochs, CONFIG.epochs), seed)
+        _train_epochs(model, training, CONFIG, range(first, CONFIG.epochs), seed)
     result = evaluate(model, _batches(judged, torch.arange(JUDGED)))
     parameters = sum(p.numel() for block in encoder.blocks for p in block.parameters())
     return {"accuracy": result.accuracy, "loss": result.loss, "block_parameters": parameters}
 
 
-def _train_epochs(model: nn.Module, examples: Examples, epochs: range, seed: int) -> None:
+def _train_epochs(
+    model: nn.Module, examples: Examples, config: TrainConfig, epochs: range, seed: int
+) -> None:
     """Trains some of the epochs, in place, with an optimiser of their own."""
     if not epochs:
         return
-    optimizer = create_optimizer(model.train(), CONFIG)
+    optimizer = create_optimizer(model.train(), config)
     steps = TRAINING // BATCH
-    scheduler = create_scheduler(optimizer, CONFIG, CONFIG.epochs * steps, start=epochs.start * steps)
-    step = TrainingStep(make_accelerator(), model, optimizer, CONFIG, seed=seed)
+    scheduler = create_scheduler(optimizer, config, config.epochs * steps, start=epochs.start * steps)
+    step = TrainingStep(make_accelerator(), model, optimizer, config, seed=seed)
     for epoch in epochs:
         order = torch.randperm(TRAINING, generator=torch.Generator().manual_seed(1000 * seed + epoch))
         for index, (tokens, labels) in enumerate(_batches(examples, order), epoch * steps):

@@ -18,6 +18,7 @@ from wasi_export.errors import ConfigError
 
 FactorMethod = Literal["sequential", "whitened", "plain"]
 Sensitivity = Literal["none", "features", "output"]
+DenseMethod = Literal["auto", "lora", "full"]
 ActivationMode = Literal["none", "feature", "feature+token", "feature+token+batch"]
 Allocation = Literal["uniform", "output_error", "perplexity"]
 TrainMethod = Literal["dense", "subspace"]
@@ -83,9 +84,15 @@ class SubspaceConfig(Frozen):
     )
     dense_epochs: Annotated[int, Field(ge=0)] | None = Field(
         None,
-        description="epochs of train.subspace that are trained dense, before the layers are factored; None: "
-        "half of them, or none where training goes on from a finished dense run",
+        description="epochs of train.subspace that come before the layers are factored; None: half of them, "
+        "or none where training goes on from a finished dense run",
     )
+    dense_method: DenseMethod = Field(
+        "auto",
+        description="what dense_epochs train. lora: changes of lora_rank beside frozen weights, and the "
+        "head; full: all weights; auto: lora, but full where the weights are random at first",
+    )
+    lora_rank: int = Field(16, ge=1, description="of those changes")
     epsilon: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="explained energy to keep")
     fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="parameters of the pair over those of the dense layer"
@@ -213,6 +220,9 @@ class TrainConfig(Frozen):
     head_lr: Annotated[float, Field(gt=0)] | None = Field(None, description="of the head; None: lr")
     factor_lr: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         "auto", description="of the factors `left` and `right`; auto: lr, scaled by their shape"
+    )
+    lora_lr: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto", description="of LoRA, see subspace.dense_method; auto: 30 lr"
     )
     update: UpdateRule = Field(
         "factors",

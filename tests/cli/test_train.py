@@ -144,7 +144,7 @@ def test_a_trace_is_part_of_a_profile(config, tmp_path):
 
 @pytest.mark.slow
 def test_a_profile_is_printed_as_tables_and_as_json(config, tmp_path):
-    options = ("-s", "data.batch_size=8", "--profile")
+    options = ("-s", "data.batch_size=4", "--profile")
     result = train(config, "-o", tmp_path / "run", *options)
     assert result.exit_code == 0, result.output
     for name in ("data", "forward", "backward", "clipping", "update", "whole step", "attention", "norm"):
@@ -159,7 +159,7 @@ def test_a_profile_is_printed_as_tables_and_as_json(config, tmp_path):
 def test_too_few_steps_to_profile_are_one_line_and_the_run_is_kept(config, tmp_path):
     result = train(config, "-o", tmp_path / "run", "--profile")
     assert result.exit_code == 2
-    assert "a profile needs 7 training steps or more, this took 4" in result.stderr.splitlines()[-1]
+    assert "a profile needs 12 training steps or more, this took 4" in result.stderr.splitlines()[-1]
     assert (tmp_path / "run" / "run.json").exists()
 
 

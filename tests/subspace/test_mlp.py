@@ -79,7 +79,13 @@ def test_frozen_factors_get_no_gradient():
 
 
 @pytest.mark.parametrize(
-    "activation", [ActivationRanks(feature=3), ActivationRanks(batch=1, batch_count=2)], ids=str
+    "activation",
+    [
+        ActivationRanks(feature=3),
+        ActivationRanks(batch=1, batch_count=2),
+        ActivationRanks(feature=3, token=2, token_count=4, batch=1, batch_count=2),
+    ],
+    ids=str,
 )
 def test_a_compressed_input_gives_the_gradients_of_the_layer_that_compresses(activation):
     x = torch.randn(2, 4, 6, dtype=torch.float64)

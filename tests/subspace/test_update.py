@@ -292,12 +292,13 @@ def test_a_layer_that_collected_nothing_is_left_alone(momentum: float) -> None:
     assert torch.equal(layer.right, before[1])
 
 
-def test_a_gradient_that_is_not_finite_ends_a_refresh_with_one_line() -> None:
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_gradient_that_is_not_finite_ends_a_refresh_with_one_line(value: float) -> None:
     layer = Task.make().layer()
     optimizer = torch.optim.SGD(layer.parameters(), lr=LR)
     WsiUpdate({"fc": layer}, refresh_every=1).attach(optimizer)
-    layer.weight_gradient = WeightGradient(torch.full((OUT, 2), torch.nan), torch.eye(IN, 2))
-    with pytest.raises(ModelFailedError, match="not finite at step 0: lower the learning rate"):
+    layer.weight_gradient = WeightGradient(torch.full((OUT, 2), value), torch.eye(IN, 2))
+    with pytest.raises(ModelFailedError, match="the gradient of fc is not finite: lower the learning rate"):
         optimizer.step()
 
 

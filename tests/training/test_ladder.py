@@ -123,6 +123,23 @@ def test_any_batch_size_can_be_split(batch):
     assert_same(step_of(make(), MemoryConfig(block_recompute=True, block_chunk=4), batch=batch), expected)
 
 
+@pytest.mark.parametrize(
+    ("memory", "passes"),
+    [
+        ({}, 1),
+        ({"block_recompute": True}, 1),
+        ({"block_recompute": True, "block_chunk": 3}, 3),
+        ({"micro_batch": 3}, 3),
+        ({"level": "small"}, 2),
+    ],
+    ids=str,
+)
+def test_a_step_is_a_pass_for_each_part_of_the_batch_however_often_it_is_computed(memory, passes):
+    model = make(factor=True)
+    step_of(model, MemoryConfig(**memory))
+    assert model.get_submodule("blocks.0.attn.qkv").passes == passes
+
+
 def test_mixup_is_drawn_for_the_whole_batch():
     expected = step_of(make(), MemoryConfig(), mixup=0.8, smoothing=0.1)
     assert_same(step_of(make(), MemoryConfig(micro_batch=3), mixup=0.8, smoothing=0.1), expected)

@@ -28,7 +28,7 @@ class Training:
     def __init__(self, config, digits, *, factored=False):
         self.config, self.digits, self.factored = config, digits, factored
 
-    def __call__(self, run_dir=None, track=lambda items, label, total: items, key="k"):
+    def __call__(self, run_dir=None, track=lambda items, label, total: items, key="k", epochs=None):
         with random_numbers(0):
             model = create_model(self.config.model, 10)
         spec = input_spec(model, self.config)
@@ -43,6 +43,7 @@ class Training:
             self.config.train.dense,
             run_dir,
             seed=0,
+            epochs=epochs,
             key=key,
             track=track,
         )
@@ -157,6 +158,13 @@ def test_no_epochs_keep_the_initial_weights(tiny, digits, tmp_path):
     assert history == ()
     assert torch.equal(model.head.weight, expected.head.weight)
     assert not (tmp_path / WEIGHTS).exists()
+
+
+def test_later_epochs_alone_have_the_steps_and_rates_of_their_place_in_the_schedule(tiny, digits):
+    config = tiny("train.dense.epochs=3")
+    *_, expected = Training(config, digits)()[1]
+    (last,) = Training(config, digits)(epochs=range(2, 3))[1]
+    assert (last.epoch, last.step, last.lr) == (expected.epoch, expected.step, expected.lr)
 
 
 def test_mixup_needs_an_even_batch(tiny, digits):

@@ -7,6 +7,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from wasi_export.errors import ConfigError, UsageError
+from wasi_export.ranks import ActivationRanks
+from wasi_export.subspace.gauge import GaugeFix
 from wasi_export.subspace.linear import SubspaceLinear
 from wasi_export.training.models import create_model
 from wasi_export.training.profile import TRACED_STEPS, WARMUP_STEPS, StepProfiler, Unprofiled
@@ -59,10 +61,34 @@ def test_waiting_for_a_batch_is_the_phase_data(model):
     assert data.share > 0.5 > other.share
 
 
+@pytest.mark.parametrize("passes", [0, 3, 7])
+def test_moves_of_bases_and_gauge_are_parts_wherever_in_its_period_a_layer_is(passes):
+    layer = SubspaceLinear(64, 64, 16, activation=ActivationRanks(feature=16))
+    layer.passes.fill_(passes)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    GaugeFix({"fc": layer}, "adamw").attach(optimizer)
+    profiler = StepProfiler(layer)
+    with profiler:
+        for x in profiler.loading(torch.randn(UNMEASURED + 1, 8, 64)):
+            with profiler.phase("forward"):
+                loss = layer(x).square().mean()
+            with profiler.phase("backward"):
+                loss.backward()
+            with profiler.phase("update"):
+                optimizer.step()
+                optimizer.zero_grad()
+            profiler.end_step()
+    result = profiler.result()
+    parts = {part.name: part for part in result.parts}
+    assert sum(part.forward_ms for part in result.parts) == pytest.approx(result.phases[1].wall_ms)  # 1 step
+    assert parts["basis"].forward_ms > 0
+    assert parts["gauge"].update_ms > 0
+
+
 def test_what_happens_between_two_epochs_is_no_part_of_a_step(model):
     profiler = StepProfiler(model)
     with profiler:
-        for _ in range(4):
+        for _ in range(5):
             for _ in profiler.loading(range(3)):
                 profiler.end_step()
             time.sleep(0.1)  # an evaluation
@@ -70,7 +96,7 @@ def test_what_happens_between_two_epochs_is_no_part_of_a_step(model):
 
 
 def test_too_few_steps_are_a_clear_error(model):
-    with pytest.raises(ConfigError, match=r"needs 7 training steps or more, this took 6"):
+    with pytest.raises(ConfigError, match=r"needs 12 training steps or more, this took 11"):
         run_steps(StepProfiler(model), [0.0] * UNMEASURED).result()
     assert run_steps(StepProfiler(model), [0.0] * (UNMEASURED + 1)).result().steps == 1
 

@@ -6,6 +6,8 @@ from timm.layers import DropPath
 from torch import nn
 
 from wasi_export.errors import UnsupportedModelError
+from wasi_export.ranks import ActivationRanks
+from wasi_export.subspace.linear import BASIS_PERIOD, SubspaceLinear
 from wasi_export.training.recompute import recomputed
 
 
@@ -155,6 +157,30 @@ def test_autocast_is_the_same_again(x):
     expected = in_bf16()
     with recomputed(module, name="mixer"):
         assert_same(in_bf16(), expected, exactly=True)
+
+
+@pytest.mark.parametrize(("chunk", "passes"), [(None, 1), (3, 3)])
+def test_a_basis_moves_in_the_second_pass_and_not_in_the_first(x, chunk, passes):
+    layer, steps, moved = SubspaceLinear(8, 8, 4, activation=ActivationRanks(feature=3)), 17, []
+    with recomputed(layer, name="layer", chunk=chunk):
+        for step in range(steps):
+            before = layer.feature_basis
+            y = layer(x)
+            assert layer.feature_basis is before
+            y.sum().backward()
+            if layer.feature_basis is not before:
+                moved.append(step)
+    assert layer.passes == steps * passes
+    assert moved == sorted({turn // passes for turn in range(0, steps * passes, BASIS_PERIOD)})
+
+
+def test_a_recomputed_layer_has_the_bases_of_a_plain_one(x):
+    layers = [SubspaceLinear(8, 8, 4, activation=ActivationRanks(feature=3)) for _ in range(2)]
+    for step in range(BASIS_PERIOD + 1):
+        layers[0](x + step).sum().backward()
+        with recomputed(layers[1], name="layer"):
+            layers[1](x + step).sum().backward()
+        assert torch.equal(layers[0].feature_basis, layers[1].feature_basis)
 
 
 def test_between_forward_and_backward_only_the_input_is_kept(x):

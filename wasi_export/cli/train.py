@@ -34,7 +34,7 @@ def train(
         bool, typer.Option("--profile", help="Measure where a step's time goes, into profile.json.")
     ] = False,
     trace: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a Chrome trace of three steps; with --profile.")
+        Path | None, typer.Option(metavar="FILE", help="Write a Chrome trace of eight steps; with --profile.")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -102,7 +102,7 @@ def _print_profile(profile: "Profile") -> None:
     typer.echo(f"medians of {profile.steps} steps, {profile.device}, threads: {profile.threads}")
     print_table("by phase of a step", ("", "ms", "CPU ms", "share"), rows)
     print_table(
-        "by part of the model, ms",
+        "by part of the model, mean ms",
         ("", "forward", "backward", "update"),
         [
             (part.name, f"{part.forward_ms:.2f}", f"{part.backward_ms:.2f}", f"{part.update_ms:.2f}")

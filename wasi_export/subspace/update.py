@@ -146,6 +146,7 @@ class WsiUpdate:
                 "subspace.activation_epsilon"
             )
         self._layers = {id(layer.left): layer for layer in layers.values()}
+        self._names = {id(layer.left): name for name, layer in layers.items()}
         self._states = {key: _State() for key in self._layers}
         self._momentum, self._refresh_every = momentum, refresh_every
         for layer in layers.values():
@@ -165,7 +166,11 @@ class WsiUpdate:
 
     @torch.no_grad()
     def _step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Moves the factors, and drops the gradients that were collected."""
+        """Moves the factors, and drops the gradients that were collected.
+
+        Raises:
+            ModelFailedError: a best approximation of numbers that are not finite; else the next loss tells.
+        """
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 layer = self._layers.get(id(parameter))
@@ -194,7 +199,7 @@ class WsiUpdate:
             new_left, new_right = move(left, right, change, basis, scale=scale)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # by SVD; QR goes on
             raise ModelFailedError(
-                f"a gradient is not finite at step {state.step - 1}: lower the learning rate"
+                f"the gradient of {self._names[id(layer.left)]} is not finite: lower the learning rate"
             ) from error
         layer.left.copy_(new_left)
         layer.right.copy_(new_right)

@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 from wasi_export.artifact import write_bytes
 from wasi_export.config import TrainConfig
 from wasi_export.progress import Track, silent
-from wasi_export.subspace.inject import subspace_layers
 from wasi_export.training.data import Batch, EpochBatches
 from wasi_export.training.ladder import saving_memory
 from wasi_export.training.optim import create_optimizer, create_scheduler
@@ -91,6 +90,7 @@ def fit(
     *,
     seed: int,
     epochs: range | None = None,
+    part: int = 0,
     key: str = "",
     track: Track = silent,
     on_epoch: Callable[[EpochMetrics], None] | None = None,
@@ -107,6 +107,7 @@ def fit(
         seed: of dropout, stochastic depth and mixup.
         epochs: which of the config's epochs to train, from 0; None: all. The schedule is that of all of them,
             with a warm-up of its own where they do not start with the first.
+        part: of the training; a checkpoint of another part has other layers, and is not restored.
         key: of the configuration and start; a checkpoint with another key is refused.
         track: progress display.
         on_epoch: called with the metrics of each epoch as it ends.
@@ -128,18 +129,17 @@ def fit(
     model.to(accelerator.device).train()
     optimizer = create_optimizer(model, config)
     epochs = range(config.epochs) if epochs is None else epochs
-    factored = next(subspace_layers(model), None) is not None
-    position = Position(key=key, factored=factored)
+    loader = accelerator.prepare(train_loader)
+    steps = len(loader)
+    position = Position(key=key, part=part, epoch=epochs.start, step=epochs.start * steps)
     checkpoint = None if run_dir is None else run_dir / CHECKPOINT
     if checkpoint is not None and (found := position_to_resume(checkpoint, key)):
-        position = found.model_copy(update={"factored": factored})
-        if found.factored == factored:
+        position = found.model_copy(update={"part": part})
+        if found.part == part:
             restore(checkpoint, found, model, optimizer)
 
-    loader = accelerator.prepare(train_loader)
     val_batches = share_evaluation(val_loader, processes=processes, index=accelerator.process_index)
     val_rounds = largest_share(len(val_loader), processes=processes)
-    steps = len(loader)
     scheduler = create_scheduler(optimizer, config, config.epochs * steps, start=epochs.start * steps)
     step = TrainingStep(
         accelerator,
@@ -201,7 +201,7 @@ def fit(
                     key=key,
                     epoch=epoch + 1,
                     step=position.step,
-                    factored=factored,
+                    part=part,
                     history=(*position.history, metrics),
                 )
                 save()

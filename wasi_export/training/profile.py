@@ -2,14 +2,16 @@
 
     phases      data │ forward │ backward │ clipping │ update, wall and processor time of every step but the
                 first ones, with no profiler running; `other` is what a step does between them
-    parts       a few steps run under torch.profiler, whose operators `profile_parts` assigns to kinds of
+    parts       some steps run under torch.profiler, whose operators `profile_parts` assigns to kinds of
                 modules. The profiler slows small operators down, so a part is given as its share of the
-                phase times the median of the phase.
+                phase times the mean of the phase. What factored layers do once in some steps, moves of bases
+                and gauge, is in those steps as often as in all, and in a mean, not in a median.
 
 Evaluation and checkpoints are not measured. Nothing that is computed changes. Where several processes train,
 it is the main one that is measured.
 """
 
+import math
 import os
 import time
 from collections import defaultdict
@@ -27,6 +29,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from wasi_export.config import Frozen
 from wasi_export.errors import ConfigError, UsageError
+from wasi_export.subspace.gauge import GAUGE_PERIOD
+from wasi_export.subspace.linear import BASIS_PERIOD
 from wasi_export.training.profile_parts import PHASE, PartTimes, module_ranges, part_times
 
 T = TypeVar("T")
@@ -35,7 +39,7 @@ Phases = Callable[[str], AbstractContextManager[None]]
 
 PROFILE = "profile.json"
 WARMUP_STEPS = 3  # the second is the first with all of the optimiser's state; one more for the allocator
-TRACED_STEPS = 3  # enough for shares; the events of a step are some tens of MB for a large model
+TRACED_STEPS = math.lcm(BASIS_PERIOD, GAUGE_PERIOD)  # whole periods; events of a ViT-S: 63 MB a step
 
 
 class PhaseTime(Frozen):
@@ -65,7 +69,7 @@ class Profile(Frozen):
     step_ms: float = Field(description="median wall time of a whole step")
     step_cpu_ms: float
     phases: tuple[PhaseTime, ...] = Field(description="in the order of a step")
-    parts: tuple[PartTime, ...] = Field(description="shares under torch.profiler times the phases' medians")
+    parts: tuple[PartTime, ...] = Field(description="shares under torch.profiler times the phases' means")
 
 
 class Profiler(Protocol):
@@ -237,7 +241,7 @@ def _summary(steps: Sequence[_Times], parts: PartTimes, device: str) -> Profile:
         step_ms=1e3 * median(step.wall for step in steps),
         step_cpu_ms=1e3 * median(step.cpu for step in steps),
         phases=tuple(phases),
-        parts=_scaled(parts, {phase.name: phase.wall_ms for phase in phases}),
+        parts=_scaled(parts, {phase.name: 1e3 * phase.share * whole / len(steps) for phase in phases}),
     )
 
 
@@ -251,7 +255,7 @@ def _phase(name: str, times: Sequence[tuple[float, float]], whole: float) -> Pha
 
 
 def _scaled(parts: PartTimes, phase_ms: Mapping[str, float]) -> tuple[PartTime, ...]:
-    """Returns the parts, slowest first, so that those of a phase add up to the phase's median."""
+    """Returns the parts, slowest first, so that those of a phase add up to the phase's mean."""
 
     def milliseconds(part: str, *phases: str) -> float:
         return sum(

@@ -53,8 +53,8 @@ class Position(Frozen):
     batch: int = 0
     """Batches done in this epoch."""
     step: int = 0
-    factored: bool = False
-    """Whether the model that is saved with it has factored layers."""
+    part: int = 0
+    """Of a training whose model changes its layers: which of the models is saved with it."""
     loss_sum: float = 0.0
     """Sum of the losses of this epoch's batches."""
     seconds: float = 0.0

@@ -27,12 +27,15 @@ from wasi_export.training.checkpoint import (
 )
 from wasi_export.training.data import Batch, make_loader, random_numbers
 from wasi_export.training.loop import METRICS, evaluate, fit
+from wasi_export.training.lora import lora_form, lora_layers, one_input, trains_lora
 from wasi_export.training.models import create_model, input_spec
 from wasi_export.training.planning import factorize
 from wasi_export.training.processes import main_first, make_accelerator, on_main
 from wasi_export.training.profile import PROFILE, StepProfiler
 from wasi_export.training.resume import CHECKPOINT, EpochMetrics, position_to_resume, read_position
 
+DENSE, LAST = 0, 1
+"""Parts of a training: before layers are factored, and the last one, which may be the only one."""
 RUN_FILES = frozenset({FACTS, WEIGHTS, CONFIG, PLAN, METRICS, CHECKPOINT, PROFILE})
 
 
@@ -127,7 +130,7 @@ def train_run(
     settings: TrainConfig = getattr(config.train, method)
 
     def train_epochs(
-        epochs: range, settings: TrainConfig, profiler: StepProfiler | None = None
+        epochs: range, settings: TrainConfig, *, part: int, profiler: StepProfiler | None = None
     ) -> tuple[EpochMetrics, ...]:
         return fit(
             model,
@@ -137,6 +140,7 @@ def train_run(
             run_dir,
             seed=config.seed,
             epochs=epochs,
+            part=part,
             key=key,
             track=track,
             on_epoch=on_epoch,
@@ -147,7 +151,12 @@ def train_run(
     if method == "subspace":
         dense_epochs = count_dense_epochs(config, goes_on=init is not None)
         if dense_epochs and not start.factored:
-            train_epochs(range(dense_epochs), dense_form(settings))
+            first = dense_form(settings)
+            if trains_lora(config, trained_before=init is not None):
+                with lora_layers(model, config.subspace, one_input(config, model, train), seed=config.seed):
+                    train_epochs(range(dense_epochs), lora_form(first), part=DENSE)
+            else:
+                train_epochs(range(dense_epochs), first, part=DENSE)
 
         def make_plan() -> Plan:
             plan = factorize(config, model, train, track=track)
@@ -160,7 +169,8 @@ def train_run(
     profiler = None
     if profiling is not None and accelerator.is_main_process:
         profiler = StepProfiler(model, trace=profiling.trace)
-    history = train_epochs(range(dense_epochs, settings.epochs), settings, profiler)
+    epochs = range(dense_epochs, settings.epochs)
+    history = train_epochs(epochs, settings, part=LAST, profiler=profiler)
 
     def finish() -> RunFacts:
         facts = RunFacts(
@@ -262,7 +272,7 @@ def _open_run(run_dir: Path, config: Config, key: str, *, force: bool, replace: 
     facts = read_facts(run_dir)
     if facts is None:
         position = position_to_resume(run_dir / CHECKPOINT, key)
-        return _Start(factored=position is not None and position.factored)
+        return _Start(factored=position is not None and position.part == LAST)
     if facts.key != key:
         raise ArtifactExistsError(
             f"{run_dir} holds a finished run of another configuration (key {facts.key}, this is {key}): "

@@ -1,0 +1,69 @@
+"""The epochs before layers are factored, as LoRA where the configuration says so: see `subspace/lora.py`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from wasi_export.config import Config, SubspaceConfig, TrainConfig
+from wasi_export.datasets import ImageSet
+from wasi_export.subspace.kinds import Kind
+from wasi_export.subspace.lora import add_lora, merge_lora
+from wasi_export.subspace.targets import target_layers
+from wasi_export.training.data import make_loader, random_numbers
+from wasi_export.training.models import head_modules, input_spec
+
+RATE_OVER_DENSE = 30
+"""LoRA's best learning rate over that of all weights. On a ViT-S/14 (docs/accuracy.md): 1e-3 and 3e-5."""
+
+
+def trains_lora(config: Config, *, trained_before: bool) -> bool:
+    """Returns whether the epochs before the factorisation are LoRA's.
+
+    Args:
+        config: the whole configuration.
+        trained_before: whether training starts from a finished run; pretrained weights count as well.
+    """
+    method = config.subspace.dense_method
+    trained_before |= config.model.pretrained or config.model.checkpoint is not None
+    return method == "lora" or (method == "auto" and trained_before)
+
+
+def one_input(config: Config, model: nn.Module, images: ImageSet) -> Tensor:
+    """Returns one image (1, C, H, W) as training sees it, to show how the model uses its weights."""
+    loader = make_loader(images.take(range(1)), input_spec(model, config), config.data, training=False)
+    image, _ = next(iter(loader))
+    one: Tensor = image.to(next(model.parameters()).device)
+    return one
+
+
+@contextmanager
+def lora_layers(model: nn.Module, config: SubspaceConfig, x: Tensor, *, seed: int) -> Iterator[None]:
+    """Within it changes of the targeted layers and the head are trained alone; at the end they are merged.
+
+    Args:
+        model: changed in place; after an error the changes are still there.
+        config: says which layers, and the rank.
+        x: an input.
+        seed: of the first values.
+
+    Raises:
+        UnsupportedModelError: no layer matches.
+    """
+    targets = target_layers(model, config, x)
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    heads = [parameter for head in head_modules(model) for parameter in head.parameters()]
+    with random_numbers(seed):
+        add_lora(model, [name for name, kind in targets.items() if isinstance(kind, Kind)], config.lora_rank)
+    for parameter in heads:
+        parameter.requires_grad_()
+    yield
+    merge_lora(model)
+    for parameter, requires_grad in trained:
+        parameter.requires_grad_(requires_grad)
+
+
+def lora_form(config: TrainConfig) -> TrainConfig:
+    """Returns the training with the learning rate of LoRA in place of that of all weights."""
+    lr = RATE_OVER_DENSE * config.lr if config.lora_lr == "auto" else config.lora_lr
+    return config.model_copy(update={"lr": lr, "head_lr": config.head_lr or config.lr})
