@@ -113,12 +113,21 @@ def test_lora_trains_its_own_and_the_head_and_merges_into_the_same_function():
     assert sum(parameter.numel() for parameter in model.parameters()) == size
 
 
-def test_a_run_that_begins_dense_has_a_dense_part_and_others_have_none():
+def test_a_run_that_begins_with_lora_has_a_part_of_it_and_others_have_none():
     parts = {name: [job.plan is None for job in jobs_of(row, TINY)] for name, row in METHODS.items()}
     assert parts["dense"] == parts["lora"] == parts["asi"] == [True]
-    assert parts["ours-0.4"] == [True, False]
+    assert parts["ours-0.4"] == parts["ours-small"] == [True, False]
     assert parts["svd-llm"] == [False, False]
-    assert parts["ours-small"] == parts["wasi"] == [False]
+    assert parts["ours-from-start"] == parts["wasi"] == [False]
+
+
+def test_the_part_of_lora_trains_as_many_numbers_as_its_rank_says():
+    first, _ = jobs_of(METHODS["ours-0.4"], TINY)
+    model = make_method(first)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    width, depth, head = 192, 12, first.num_classes * 193
+    sizes = (width + 3 * width, 2 * width, width + 4 * width, 4 * width + width)
+    assert trained == depth * 16 * sum(sizes) + head
 
 
 def test_the_counter_of_macs_agrees_with_the_formula_of_a_dense_step():
@@ -132,7 +141,7 @@ def test_the_counter_of_macs_agrees_with_the_formula_of_a_dense_step():
 
 
 def test_the_counter_counts_a_block_that_is_computed_again():
-    (small,), (whole,) = (jobs_of(METHODS[name], TINY) for name in ("ours-small", "wsi"))
+    (small,), (whole,) = (jobs_of(METHODS[name], TINY) for name in ("ours-from-start", "wsi"))
     assert 1.15 < count_macs(small) / count_macs(whole) < 4 / 3
 
 
