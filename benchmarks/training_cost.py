@@ -77,9 +77,8 @@ def make_method(job: MethodJob) -> nn.Module:
     if job.adapter is not None:
         adapt(model, job.adapter, job.targets, lora_rank=job.lora_rank)
     if job.first_rank is not None:
-        add_lora(model, [layer.name for layer in job.targets.factored], job.first_rank)
-        for head in head_modules(model):
-            head.requires_grad_()
+        names = [layer.name for layer in job.targets.factored]
+        add_lora(model, names, job.first_rank, trained=head_modules(model))
     return model
 
 

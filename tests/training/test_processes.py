@@ -76,7 +76,7 @@ def losses(folder, case, process=0):
     return [loss for line in map(json.loads, lines) for loss in (line["train_loss"], line["val_loss"])]
 
 
-CASES = ("dense", "factored", "right", "compressed", "wsi", "micro")
+CASES = ("dense", "factored", "right", "lora", "compressed", "wsi", "micro")
 
 
 @pytest.mark.slow
@@ -97,6 +97,7 @@ def test_all_processes_end_with_the_same_weights_and_metrics(trained, case):
         ("dense", 1e-5),
         ("factored", 1e-5),
         ("right", 1e-5),
+        ("lora", 1e-5),  # the frozen weights are those of the main process too
         ("micro", 1e-5),  # several backward passes a step, on dense layers
         ("compressed", 1e-5),  # the bases move twice
         ("wsi", 1e-5),

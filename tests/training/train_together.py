@@ -16,6 +16,7 @@ from wasi_export.config import Config
 from wasi_export.datasets import load_data
 from wasi_export.errors import DataError
 from wasi_export.subspace.inject import install_layers, subspace_layers
+from wasi_export.subspace.lora import add_lora
 from wasi_export.training.data import make_loader, random_numbers
 from wasi_export.training.loop import fit
 from wasi_export.training.models import create_model, input_spec
@@ -35,6 +36,9 @@ def start(config: Config, case: str) -> nn.Module:
     if case == "right":
         for _, layer in subspace_layers(model):
             layer.left.requires_grad_(False)
+    if case == "lora":
+        with random_numbers(accelerator.process_index):
+            add_lora(model, ["blocks.0.attn.qkv", "blocks.0.mlp.fc1"], 4, trained=[model.head])
     return model
 
 
@@ -74,7 +78,7 @@ def main() -> None:
     config, folder = Config.from_toml(Path(sys.argv[1])), Path(sys.argv[2])
     values = config.model_dump(exclude_none=True)
     whole = Config.from_mapping(values, ['subspace.activation="none"'])
-    for case in ("dense", "factored", "right"):
+    for case in ("dense", "factored", "right", "lora"):
         train(whole, case, folder)
     compressed = ["subspace.activation=feature+token", "train.subspace.epochs=3"]
     train(Config.from_mapping(values, compressed), "compressed", folder)

@@ -44,19 +44,22 @@ class LoraLayer(nn.Module):
         return y
 
 
-def add_lora(model: nn.Module, names: Iterable[str], rank: int) -> None:
+def add_lora(model: nn.Module, names: Iterable[str], rank: int, *, trained: Iterable[nn.Module] = ()) -> None:
     """Freezes a model and puts changes beside some of its layers, in place; it computes the same.
 
     Args:
         model: that has the layers.
         names: of Linear layers and 1×1 convolutions (`kinds.py`).
         rank: K, or the largest below O and I.
+        trained: modules of it that are not frozen.
     """
     model.requires_grad_(False)
     for name in names:
         base = model.get_submodule(name)
         assert isinstance(base, (nn.Linear, nn.Conv2d))
         model.set_submodule(name, LoraLayer(base, rank).train(base.training))
+    for module in trained:
+        module.requires_grad_()
 
 
 @torch.no_grad()

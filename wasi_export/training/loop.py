@@ -162,7 +162,7 @@ def fit(
     memory = saving_memory(model, optimizer, config, mixed_precision=accelerator.mixed_precision)
     with memory, stop_signals(any_process) as signals, profiler:
         try:
-            for epoch in range(max(position.epoch, epochs.start), epochs.stop):
+            for epoch in range(position.epoch, epochs.stop):
                 batches.go_to(epoch, position.batch)
                 remaining = steps - position.batch
                 label = f"epoch {epoch + 1}/{config.epochs}"

@@ -24,9 +24,9 @@ def trains_lora(config: Config, *, trained_before: bool) -> bool:
         config: the whole configuration.
         trained_before: whether training starts from a finished run; pretrained weights count as well.
     """
-    method = config.subspace.dense_method
-    trained_before |= config.model.pretrained or config.model.checkpoint is not None
-    return method == "lora" or (method == "auto" and trained_before)
+    if config.subspace.dense_method != "auto":
+        return config.subspace.dense_method == "lora"
+    return trained_before or config.model.pretrained or config.model.checkpoint is not None
 
 
 def one_input(config: Config, model: nn.Module, images: ImageSet) -> Tensor:
@@ -52,11 +52,9 @@ def lora_layers(model: nn.Module, config: SubspaceConfig, x: Tensor, *, seed: in
     """
     targets = target_layers(model, config, x)
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    heads = [parameter for head in head_modules(model) for parameter in head.parameters()]
+    names = [name for name, kind in targets.items() if isinstance(kind, Kind)]
     with random_numbers(seed):
-        add_lora(model, [name for name, kind in targets.items() if isinstance(kind, Kind)], config.lora_rank)
-    for parameter in heads:
-        parameter.requires_grad_()
+        add_lora(model, names, config.lora_rank, trained=head_modules(model))
     yield
     merge_lora(model)
     for parameter, requires_grad in trained:

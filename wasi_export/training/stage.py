@@ -34,7 +34,7 @@ from wasi_export.training.processes import main_first, make_accelerator, on_main
 from wasi_export.training.profile import PROFILE, StepProfiler
 from wasi_export.training.resume import CHECKPOINT, EpochMetrics, position_to_resume, read_position
 
-DENSE, LAST = 0, 1
+FIRST, LAST = 0, 1
 """Parts of a training: before layers are factored, and the last one, which may be the only one."""
 RUN_FILES = frozenset({FACTS, WEIGHTS, CONFIG, PLAN, METRICS, CHECKPOINT, PROFILE})
 
@@ -149,14 +149,14 @@ def train_run(
 
     dense_epochs = 0
     if method == "subspace":
-        dense_epochs = count_dense_epochs(config, goes_on=init is not None)
+        dense_epochs = _count_dense_epochs(config, goes_on=init is not None)
         if dense_epochs and not start.factored:
             first = dense_form(settings)
             if trains_lora(config, trained_before=init is not None):
                 with lora_layers(model, config.subspace, one_input(config, model, train), seed=config.seed):
-                    train_epochs(range(dense_epochs), lora_form(first), part=DENSE)
+                    train_epochs(range(dense_epochs), lora_form(first), part=FIRST)
             else:
-                train_epochs(range(dense_epochs), first, part=DENSE)
+                train_epochs(range(dense_epochs), first, part=FIRST)
 
         def make_plan() -> Plan:
             plan = factorize(config, model, train, track=track)
@@ -194,8 +194,8 @@ def train_run(
     return on_main(accelerator, finish)
 
 
-def count_dense_epochs(config: Config, *, goes_on: bool) -> int:
-    """Returns how many epochs of the subspace stage are dense.
+def _count_dense_epochs(config: Config, *, goes_on: bool) -> int:
+    """Returns how many epochs of the subspace stage come before the factorisation.
 
     Raises:
         ConfigError: there are not so many epochs.
