@@ -28,14 +28,18 @@ from wasi_export.config import ModelConfig, SubspaceConfig, TrainConfig
 from wasi_export.cost import FLOAT_BYTES
 from wasi_export.ranks import Plan
 from wasi_export.subspace.linear import BASIS_PERIOD
-from wasi_export.subspace.lora import add_lora
+from wasi_export.training.first_part import lora_form
 from wasi_export.training.ladder import saving_memory
-from wasi_export.training.lora import lora_form
-from wasi_export.training.memory import StepJob, draw_batch, make_model, measure_step_memory, take_steps
-from wasi_export.training.models import head_modules
+from wasi_export.training.memory import (
+    LoraJob,
+    StepJob,
+    draw_batch,
+    make_model,
+    measure_step_memory,
+    take_steps,
+)
 from wasi_export.training.optim import create_optimizer
 from wasi_export.training.processes import make_accelerator
-from wasi_export.training.stage import dense_form
 from wasi_export.training.step import TrainingStep
 
 with suppress(ImportError):
@@ -68,7 +72,6 @@ class MethodJob(StepJob):
     targets: Plan = Field(description="the layers that the method acts on")
     adapter: Adapter | None = None
     lora_rank: int = 0
-    first_rank: int | None = Field(None, description="of LoRA as our first half has it")
 
 
 def make_method(job: MethodJob) -> nn.Module:
@@ -76,9 +79,6 @@ def make_method(job: MethodJob) -> nn.Module:
     model = make_model(job)
     if job.adapter is not None:
         adapt(model, job.adapter, job.targets, lora_rank=job.lora_rank)
-    if job.first_rank is not None:
-        names = [layer.name for layer in job.targets.factored]
-        add_lora(model, names, job.first_rank, trained=head_modules(model))
     return model
 
 
@@ -101,7 +101,9 @@ def jobs_of(row: Row, shape: Shape) -> list[MethodJob]:
     )
     parts = [job.model_copy(update={"adapter": adapter}) for adapter in row.adapters or (None,)]
     if row.first_lora:
-        first = {"plan": None, "train": lora_form(dense_form(train)), "first_rank": config.lora_rank}
+        layers = tuple(layer.name for layer in plan.factored)
+        lora = LoraJob(layers=layers, rank=config.lora_rank)
+        first = {"plan": None, "train": lora_form(train), "lora": lora}
         parts.insert(0, job.model_copy(update=first))
     return parts
 

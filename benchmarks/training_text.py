@@ -30,8 +30,9 @@ from wasi_export.config import SubspaceConfig, TrainConfig
 from wasi_export.report import markdown_table
 from wasi_export.subspace.inject import factor_layers
 from wasi_export.subspace.planner import decide, measure_layers
+from wasi_export.training.first_part import lora_form
 from wasi_export.training.loop import evaluate
-from wasi_export.training.lora import lora_form, lora_layers
+from wasi_export.training.lora import lora_layers
 from wasi_export.training.models import log_likelihood
 from wasi_export.training.optim import create_optimizer, create_scheduler
 from wasi_export.training.processes import make_accelerator

@@ -6,7 +6,8 @@ from wasi_export.artifact import InputSpec
 from wasi_export.config import MemoryConfig, ModelConfig, TrainConfig
 from wasi_export.errors import ModelFailedError
 from wasi_export.ranks import LayerPlan, Plan
-from wasi_export.training.memory import StepJob, measure_step_memory
+from wasi_export.training.first_part import lora_form
+from wasi_export.training.memory import LoraJob, StepJob, measure_step_memory
 from wasi_export.training.predict import predict_step_memory
 
 pytestmark = [
@@ -77,6 +78,8 @@ def test_a_larger_batch_needs_more():
 @pytest.mark.parametrize(
     ("rank", "memory"),
     [
+        ("lora", {}),
+        ("lora", {"level": "small"}),
         (None, {}),
         (64, {}),
         (64, {"block_recompute": True}),
@@ -88,8 +91,12 @@ def test_a_larger_batch_needs_more():
 )
 def test_the_predicted_peak_is_within_a_tenth_of_the_measured_one(rank, memory):
     # Of 84 MB at the least: what the kernels take for themselves is a constant to within a few MB.
-    plan = None if rank is None else factored(rank, width=SMALL)
+    plan = factored(rank, width=SMALL) if isinstance(rank, int) else None
     steps = job(width=SMALL, batch_size=32, plan=plan, memory=memory, size=64)
+    if rank == "lora":
+        layers = tuple(layer.name for layer in factored(16).layers)
+        train = lora_form(steps.train)
+        steps = steps.model_copy(update={"lora": LoraJob(layers=layers, rank=16), "train": train})
     measured, predicted = measure_step_memory(steps), predict_step_memory(steps)
     assert predicted.peak_mb == pytest.approx(measured.peak_mb, rel=0.1)
     assert measured.process_mb > measured.peak_mb + 100  # the libraries alone

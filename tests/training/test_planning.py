@@ -19,13 +19,16 @@ MODEL = {
 }
 
 
+FIXED = {"calibration_images": 32, "dense_epochs": 0}
+
+
 @pytest.fixture(scope="module")
 def planned() -> Callable[..., PlannedModel]:
     """Returns what plans the same small model under some keys of `subspace`."""
 
     def plan(**subspace: object) -> PlannedModel:
         batch = {"source": "digits", "batch_size": 8}
-        values = {"model": MODEL, "data": batch, "subspace": {"calibration_images": 32, **subspace}}
+        values = {"model": MODEL, "data": batch, "subspace": {**FIXED, **subspace}}
         config = Config.from_mapping(values)
         images, _ = load_data(config.data)
         return plan_model(config, first_model(config, images.classes), images)
@@ -71,6 +74,22 @@ def test_a_memory_below_the_smallest_names_it_and_what_helps(planned: Callable[.
     )
     with pytest.raises(RankError, match=message):
         planned(allocation="output_error", max_train_memory_mb=1)
+
+
+def test_the_epochs_before_the_factorisation_are_predicted_and_bound_by_the_budget(
+    planned: Callable[..., PlannedModel], smallest: PlannedModel
+) -> None:
+    assert smallest.first_train_memory_mb is None
+    whole = planned(rank=32, dense_epochs=1)
+    assert whole.first_train_memory_mb == whole.dense.train_memory_mb == smallest.dense.train_memory_mb
+    lora_mb = planned(rank=32, dense_epochs=1, dense_method="lora").first_train_memory_mb
+    assert lora_mb is not None
+    assert lora_mb < smallest.dense.train_memory_mb
+    message = rf"is below {lora_mb:.0f}, the predicted peak of the epochs before layers are factored"
+    with pytest.raises(RankError, match=message):
+        planned(
+            allocation="output_error", dense_epochs=1, dense_method="lora", max_train_memory_mb=lora_mb - 1
+        )
 
 
 def test_the_papers_search_chooses_activation_ranks_within_a_memory(

@@ -14,7 +14,7 @@ from wasi_export.progress import Track
 from wasi_export.ranks import ActivationRanks, LayerPlan, break_even_rank
 from wasi_export.runtimes.layer_times import cache_folder, measure_layer_times
 from wasi_export.subspace.planner import MeasuredModel
-from wasi_export.training.planning import ModelTotals, PlannedModel
+from wasi_export.training.planning import PlannedModel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,7 +59,7 @@ def print_plan(made: PlannedModel) -> None:
         ("", "dense", "planned", "share"),
         [
             ("parameters of these layers", *_pair(*targeted)),
-            *_total_rows(made.dense, made.planned, made.batch_size),
+            *_total_rows(made),
         ],
     )
 
@@ -86,13 +86,19 @@ def _input_ranks(ranks: ActivationRanks) -> str:
     return "×".join(given) or "whole"
 
 
-def _total_rows(dense: ModelTotals, planned: ModelTotals, batch_size: int) -> Iterator[tuple[str, ...]]:
+def _total_rows(made: PlannedModel) -> Iterator[tuple[str, ...]]:
+    dense, planned = made.dense, made.planned
     yield "parameters of the model", *_pair(dense.parameters, planned.parameters)
     yield "MACs of an image", *_pair(dense.macs, planned.macs)
     yield (
-        f"training memory, batch {batch_size}, predicted MB",
+        f"training memory, batch {made.batch_size}, predicted MB",
         *_pair(dense.train_memory_mb, planned.train_memory_mb, "{:,.0f}"),
     )
+    if made.first_train_memory_mb is not None:
+        yield (
+            "the same before layers are factored",
+            *_pair(dense.train_memory_mb, made.first_train_memory_mb, "{:,.0f}"),
+        )
     if dense.latency_ms is not None and planned.latency_ms is not None:
         yield "latency, predicted ms", *_pair(dense.latency_ms, planned.latency_ms, "{:,.2f}")
 

@@ -78,7 +78,7 @@ def plan(
         spec, opset = input_spec(model, settings), settings.export.opset
         return measure_times(model, spec, measured, opset=opset, threads=threads, track=track)
 
-    made = plan_model(settings, model, images, times_of=times_of, track=track)
+    made = plan_model(settings, model, images, goes_on=init is not None, times_of=times_of, track=track)
     if out is not None:
         write_bytes(out, made.plan.model_dump_json(indent=2).encode())
     if as_json:

@@ -1,32 +1,17 @@
-"""The epochs before layers are factored, as LoRA where the configuration says so: see `subspace/lora.py`."""
+"""A model whose targeted layers are trained as LoRA for a while: see `subspace/lora.py`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from wasi_export.config import Config, SubspaceConfig, TrainConfig
+from wasi_export.config import Config, SubspaceConfig
 from wasi_export.datasets import ImageSet
 from wasi_export.subspace.kinds import Kind
 from wasi_export.subspace.lora import add_lora, merge_lora
 from wasi_export.subspace.targets import target_layers
 from wasi_export.training.data import make_loader, random_numbers
 from wasi_export.training.models import head_modules, input_spec
-
-RATE_OVER_DENSE = 30
-"""LoRA's best learning rate over that of all weights. On a ViT-S/14 (docs/accuracy.md): 1e-3 and 3e-5."""
-
-
-def trains_lora(config: Config, *, trained_before: bool) -> bool:
-    """Returns whether the epochs before the factorisation are LoRA's.
-
-    Args:
-        config: the whole configuration.
-        trained_before: whether training starts from a finished run; pretrained weights count as well.
-    """
-    if config.subspace.dense_method != "auto":
-        return config.subspace.dense_method == "lora"
-    return trained_before or config.model.pretrained or config.model.checkpoint is not None
 
 
 def one_input(config: Config, model: nn.Module, images: ImageSet) -> Tensor:
@@ -59,9 +44,3 @@ def lora_layers(model: nn.Module, config: SubspaceConfig, x: Tensor, *, seed: in
     merge_lora(model)
     for parameter, requires_grad in trained:
         parameter.requires_grad_(requires_grad)
-
-
-def lora_form(config: TrainConfig) -> TrainConfig:
-    """Returns the training with the learning rate of LoRA in place of that of all weights."""
-    lr = RATE_OVER_DENSE * config.lr if config.lora_lr == "auto" else config.lora_lr
-    return config.model_copy(update={"lr": lr, "head_lr": config.head_lr or config.lr})

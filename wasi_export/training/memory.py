@@ -25,8 +25,9 @@ from wasi_export.config import Frozen, ModelConfig, TrainConfig
 from wasi_export.errors import HostError, ModelFailedError
 from wasi_export.ranks import Plan
 from wasi_export.subspace.inject import install_layers
+from wasi_export.subspace.lora import add_lora
 from wasi_export.training.ladder import saving_memory
-from wasi_export.training.models import create_model
+from wasi_export.training.models import create_model, head_modules
 from wasi_export.training.optim import create_optimizer
 from wasi_export.training.step import TrainingStep
 
@@ -47,6 +48,13 @@ class StepMemory(Frozen):
     counted: str = "parameters, gradients, optimizer state, buffers, activations, workspace"
 
 
+class LoraJob(Frozen):
+    """Layers that bear changes, beside which all but the head is frozen."""
+
+    layers: tuple[str, ...]
+    rank: int = Field(ge=1)
+
+
 class StepJob(Frozen):
     """The steps to measure."""
 
@@ -55,6 +63,7 @@ class StepJob(Frozen):
     input: InputSpec
     num_classes: int
     plan: Plan | None = Field(None, description="factored layers; None: a dense model")
+    lora: LoraJob | None = Field(None, description="of the epochs before layers are factored")
     batch_size: int = Field(ge=1)
     threads: int = Field(1, ge=1)
     grad_checkpointing: bool = Field(
@@ -150,7 +159,7 @@ def _warm_up(job: StepJob) -> None:
     train = TrainConfig(opt=job.train.opt, clip_grad=job.train.clip_grad)
     size = InputSpec(height=32, width=32, mean=job.input.mean, std=job.input.std)
     warm = job.model_copy(
-        update={"model": small, "train": train, "input": size, "plan": None, "batch_size": 2}
+        update={"model": small, "train": train, "input": size, "plan": None, "lora": None, "batch_size": 2}
     )
     _take(warm, make_model(warm))
 
@@ -169,6 +178,8 @@ def make_model(job: StepJob) -> nn.Module:
         cast(Any, model).set_grad_checkpointing()
     if job.plan is not None:
         install_layers(model, job.plan)
+    if job.lora is not None:
+        add_lora(model, job.lora.layers, job.lora.rank, trained=head_modules(model))
     return model
 
 

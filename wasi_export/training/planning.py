@@ -1,6 +1,7 @@
 """From a configuration to a plan: what `wasi-export plan` shows and training can start from.
 
-A budget of training memory is met through the parameters. The predicted peak of a step is taken to grow with
+A budget of training memory is one of all epochs. Those before layers are factored fit or do not; in those
+after, it is met through the parameters. The predicted peak of a step is taken to grow with
 the parameters allowed (weights, gradients and optimiser state do, and saved inputs hardly depend on the
 ranks), so the largest number of parameters that fits is looked for by interpolation between one that fits and
 one that does not. Should the peak not grow everywhere, the plan that is found still fits: its own prediction
@@ -26,7 +27,8 @@ from wasi_export.subspace.kinds import Kind, kind_of
 from wasi_export.subspace.perplexity import choose_activations, measure_perplexity
 from wasi_export.subspace.planner import MeasuredModel, decide, measure_layers
 from wasi_export.training.data import make_loader
-from wasi_export.training.memory import StepJob
+from wasi_export.training.first_part import dense_form, first_part
+from wasi_export.training.memory import LoraJob, StepJob
 from wasi_export.training.models import input_spec, log_likelihood, random_feature
 from wasi_export.training.predict import predict_step_memory
 from wasi_export.training.processes import make_accelerator
@@ -56,6 +58,11 @@ class PlannedModel(Frozen):
     plan: Plan
     dense: ModelTotals
     planned: ModelTotals
+    first_train_memory_mb: float | None = Field(
+        None,
+        description="predicted peak of a step of the epochs before layers are factored, in 10^6 bytes; "
+        "None: there are none",
+    )
 
 
 def plan_model(
@@ -63,6 +70,7 @@ def plan_model(
     model: nn.Module,
     images: ImageSet,
     *,
+    goes_on: bool = False,
     times_of: TimesOf | None = None,
     track: Track = silent,
 ) -> PlannedModel:
@@ -72,6 +80,7 @@ def plan_model(
         config: the whole configuration; a budget of memory is one of `train.subspace` with its batch size.
         model: the dense model.
         images: training images, of which some calibrate.
+        goes_on: whether the model's weights are of a finished run.
         times_of: for a budget of latency.
         track: progress display.
 
@@ -82,6 +91,7 @@ def plan_model(
     measured = measure_model(config, model, images, track=track)
     times = times_of(measured) if times_of and config.subspace.max_latency_ms is not None else None
     job = _step_job(config, model, images)
+    first_mb = _first_peak_mb(config, job, measured, goes_on=goes_on)
     if config.subspace.max_train_memory_mb is None:
         plan = decide(measured, config.subspace, times=times)
         peak_mb = _peak_mb(job, plan)
@@ -96,6 +106,7 @@ def plan_model(
         plan=plan,
         dense=_totals(dense, measured, times, _peak_mb(job, None)),
         planned=_totals(plan, measured, times, peak_mb),
+        first_train_memory_mb=first_mb,
     )
 
 
@@ -160,6 +171,28 @@ def _peak_mb(job: StepJob, plan: Plan | None) -> float:
     return predict_step_memory(job.model_copy(update={"plan": plan})).peak_mb
 
 
+def _first_peak_mb(config: Config, job: StepJob, measured: MeasuredModel, *, goes_on: bool) -> float | None:
+    """Returns the predicted peak of a step before layers are factored; None: there is no such step.
+
+    Raises:
+        RankError: it is above the budget.
+    """
+    first = first_part(config, goes_on=goes_on)
+    if not first.epochs:
+        return None
+    layers = tuple(spectrum.name for spectrum in measured.spectra)
+    lora = LoraJob(layers=layers, rank=config.subspace.lora_rank) if first.lora else None
+    job = job.model_copy(update={"train": first.train, "lora": lora})
+    peak_mb, limit_mb = _peak_mb(job, None), config.subspace.max_train_memory_mb
+    if limit_mb is not None and peak_mb > limit_mb:
+        raise RankError(
+            f"max_train_memory_mb = {limit_mb:g} is below {peak_mb:.0f}, the predicted peak of the epochs "
+            f"before layers are factored with batch size {job.batch_size}: {_remedies(job, None)}, or set "
+            "subspace.dense_epochs = 0"
+        )
+    return peak_mb
+
+
 def _fit_memory(
     config: SubspaceConfig, job: StepJob, measured: MeasuredModel, times: LayerTimes | None
 ) -> tuple[Plan, float]:
@@ -194,17 +227,21 @@ def _fit_memory(
 
 
 def _too_small(limit_mb: float, smallest_mb: float, job: StepJob, plan: Plan) -> str:
-    """Returns why no rank fits, with the predicted figure of the memory switches that would help."""
-    message = (
+    """Returns why no rank fits, and what would help."""
+    return (
         f"max_train_memory_mb = {limit_mb:g} is below {smallest_mb:.0f}, the predicted peak at the smallest "
-        f"ranks with batch size {job.batch_size}"
+        f"ranks with batch size {job.batch_size}: {_remedies(job, plan)}"
     )
+
+
+def _remedies(job: StepJob, plan: Plan | None) -> str:
+    """Returns what lowers the peak of a step, with the predicted figure of the memory switches."""
     if job.train.memory.level == "small":
-        return f"{message}: lower data.batch_size"
+        return "lower data.batch_size"
     train = job.train.model_copy(update={"memory": MemoryConfig(level="small")})
+    train = train if plan is not None else dense_form(train)
     saving_mb = _peak_mb(job.model_copy(update={"train": train}), plan)
-    remedy = f'set train.subspace.memory.level = "small" ({saving_mb:.0f}) or lower data.batch_size'
-    return f"{message}: {remedy}"
+    return f'set train.subspace.memory.level = "small" ({saving_mb:.0f}) or lower data.batch_size'
 
 
 def _totals(

@@ -1,6 +1,7 @@
 """One training stage, from a configuration to a finished run folder; the same for `train` and `run`."""
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,9 @@ from wasi_export.training.checkpoint import (
     write_config,
 )
 from wasi_export.training.data import Batch, make_loader, random_numbers
+from wasi_export.training.first_part import first_part
 from wasi_export.training.loop import METRICS, evaluate, fit
-from wasi_export.training.lora import lora_form, lora_layers, one_input, trains_lora
+from wasi_export.training.lora import lora_layers, one_input
 from wasi_export.training.models import create_model, input_spec
 from wasi_export.training.planning import factorize
 from wasi_export.training.processes import main_first, make_accelerator, on_main
@@ -147,16 +149,16 @@ def train_run(
             profiler=profiler,
         )
 
-    dense_epochs = 0
+    first_epochs = 0
     if method == "subspace":
-        dense_epochs = _count_dense_epochs(config, goes_on=init is not None)
-        if dense_epochs and not start.factored:
-            first = dense_form(settings)
-            if trains_lora(config, trained_before=init is not None):
-                with lora_layers(model, config.subspace, one_input(config, model, train), seed=config.seed):
-                    train_epochs(range(dense_epochs), lora_form(first), part=FIRST)
-            else:
-                train_epochs(range(dense_epochs), first, part=FIRST)
+        first = first_part(config, goes_on=init is not None)
+        first_epochs = first.epochs
+        if first_epochs and not start.factored:
+            with ExitStack() as stack:
+                if first.lora:
+                    x = one_input(config, model, train)
+                    stack.enter_context(lora_layers(model, config.subspace, x, seed=config.seed))
+                train_epochs(range(first_epochs), first.train, part=FIRST)
 
         def make_plan() -> Plan:
             plan = factorize(config, model, train, track=track)
@@ -169,7 +171,7 @@ def train_run(
     profiler = None
     if profiling is not None and accelerator.is_main_process:
         profiler = StepProfiler(model, trace=profiling.trace)
-    epochs = range(dense_epochs, settings.epochs)
+    epochs = range(first_epochs, settings.epochs)
     history = train_epochs(epochs, settings, part=LAST, profiler=profiler)
 
     def finish() -> RunFacts:
@@ -192,28 +194,6 @@ def train_run(
         return facts
 
     return on_main(accelerator, finish)
-
-
-def _count_dense_epochs(config: Config, *, goes_on: bool) -> int:
-    """Returns how many epochs of the subspace stage come before the factorisation.
-
-    Raises:
-        ConfigError: there are not so many epochs.
-    """
-    epochs, wanted = config.train.subspace.epochs, config.subspace.dense_epochs
-    if wanted is None:
-        return 0 if goes_on else epochs // 2
-    if wanted > epochs:
-        raise ConfigError(
-            f"subspace.dense_epochs = {wanted} is above train.subspace.epochs = {epochs}: lower it"
-        )
-    return wanted
-
-
-def dense_form(config: TrainConfig) -> TrainConfig:
-    """Returns the training without what is for factored layers."""
-    memory = config.memory.model_copy(update={"mlp_recompute": False})
-    return config.model_copy(update={"update": "factors", "refresh_every": None, "memory": memory})
 
 
 def run_key(config: Config, method: TrainMethod, train: ImageSet, val: ImageSet, init: Path | None) -> str:
