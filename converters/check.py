@@ -1,5 +1,6 @@
 """Is an ONNX file what was promised: factors explicit and by name, no product of them, standard operators?"""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from wasi_export.errors import CheckFailedError
+from wasi_export.errors import CheckFailedError, ConfigError
 from wasi_export.ranks import LayerPlan, Plan
 
 # The first onnxruntime that loads a model of this opset, and of this IR version: found by loading a model of
@@ -41,12 +42,28 @@ def graph_facts(model: onnx.ModelProto) -> GraphFacts:
     return GraphFacts(opset, model.ir_version, ".".join(map(str, first)), dict(counts.most_common()))
 
 
+def newest_opset(runtime: str) -> int:
+    """Returns the newest opset that an onnxruntime of this version ("1.18", "1.18.1") loads.
+
+    Raises:
+        ConfigError: this is no version, or one too old to have been tried.
+    """
+    match = re.match(r"(\d+)\.(\d+)", runtime)
+    version = tuple(map(int, match.groups())) if match else (0, 0)
+    opsets = [opset for opset, first in _FIRST_BY_OPSET.items() if first <= version]
+    if not opsets:
+        oldest = ".".join(map(str, min(_FIRST_BY_OPSET.values())))
+        raise ConfigError(f"target runtime {runtime!r} is not a version from {oldest} on")
+    return max(opsets)
+
+
 def check_factors(model: onnx.ModelProto, plan: Plan) -> None:
     """Does nothing where the model is valid ONNX and holds the plan's layers as explicit factors.
 
-    That is: `<layer>.left` [O, K] and `<layer>.right` [K, I] are initializers, in torch's layout, each the
-    weight of a Gemm, or through one Reshape of a 1×1 Conv, and nothing else; no initializer is their product,
-    nor an unnamed one of its shape; the operators are ONNX's own; all data is in the one file.
+    That is: `<layer>.left` [O, K] and `<layer>.right` [K, I] are initializers, in torch's layout and whole or
+    as two parts of their rows, each the weight of a Gemm, or through one Reshape of a 1×1 Conv, and nothing
+    else; no initializer is their product, nor an unnamed one of its shape; the operators are ONNX's own; all
+    data is in the one file.
 
     Raises:
         CheckFailedError: something is not so; the message has everything that was found.
@@ -87,21 +104,32 @@ def _factor_problems(
     }
     inputs = {value.name for value in model.graph.input}
     for name, shape in shapes.items():
-        if name not in tensors:
+        parts = _parts(tensors, name)
+        if not parts:
             yield f"there is no initializer {name}"
             continue
-        if list(tensors[name].dims) != shape:
-            yield f"{name} has shape {list(tensors[name].dims)}, the plan says {shape}"
-        if name in inputs:
-            yield f"{name} is an input of the graph too, so a runtime cannot pack it"
-        uses = [node for node in model.graph.node if name in node.input]
-        if len(uses) != 1:
-            yield f"{name} is used {len(uses)} times, expected once"
-        yield from (
-            f"{name} is not the weight of a Gemm or of a 1×1 Conv but an input of {u.op_type}"
-            for u in uses
-            if not (_is_weight(u, name) or _is_filter_view(model, u))
-        )
+        found = [sum(part.dims[0] for part in parts), *parts[0].dims[1:]]
+        if found != shape:
+            yield f"{name} has shape {found}, the plan says {shape}"
+        for part in (part.name for part in parts):
+            if part in inputs:
+                yield f"{part} is an input of the graph too, so a runtime cannot pack it"
+            uses = [node for node in model.graph.node if part in node.input]
+            if len(uses) != 1:
+                yield f"{part} is used {len(uses)} times, expected once"
+            yield from (
+                f"{part} is not the weight of a Gemm or of a 1×1 Conv but an input of {u.op_type}"
+                for u in uses
+                if not (_is_weight(u, part) or _is_filter_view(model, u))
+            )
+
+
+def _parts(tensors: Mapping[str, onnx.TensorProto], name: str) -> list[onnx.TensorProto]:
+    """Returns the initializer of a name, or the parts `name[:a]` and `name[a:]` of its rows."""
+    if name in tensors:
+        return [tensors[name]]
+    found = [tensor for key, tensor in tensors.items() if key.startswith(f"{name}[")]
+    return sorted(found, key=lambda tensor: not tensor.name.startswith(f"{name}[:"))
 
 
 def _is_weight(node: onnx.NodeProto, name: str) -> bool:
@@ -129,7 +157,7 @@ def _product_problems(
 ) -> Iterator[str]:
     """Yields a line for every initializer that is the dense weight of a factored layer, or may be."""
     shape = [layer.out_features, layer.in_features]
-    factors = [_array(tensors.get(f"{layer.name}.{side}")) for side in ("left", "right")]
+    factors = [_joined(_parts(tensors, f"{layer.name}.{side}")) for side in ("left", "right")]
     for name, tensor in tensors.items():
         if _matrix_shape(tensor) not in (shape, shape[::-1]):
             continue
@@ -146,8 +174,14 @@ def _matrix_shape(tensor: onnx.TensorProto) -> list[int]:
     return shape[:2] if shape[2:] == [1, 1] else shape
 
 
-def _array(tensor: onnx.TensorProto | None) -> NDArray[np.float32] | None:
-    if tensor is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
+def _joined(parts: list[onnx.TensorProto]) -> NDArray[np.float32] | None:
+    """Returns the rows of all parts; None where there are none."""
+    arrays = [array for array in map(_array, parts) if array is not None]
+    return np.concatenate(arrays) if arrays else None
+
+
+def _array(tensor: onnx.TensorProto) -> NDArray[np.float32] | None:
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
         return None
     return numpy_helper.to_array(tensor)
 

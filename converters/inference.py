@@ -1,15 +1,20 @@
-"""A torch image classifier → one ONNX graph for inference, with the factors explicit.
+"""An image classifier → one ONNX graph for inference, with the factors explicit.
 
-torch.export traces the model with a dynamic batch, torch.onnx translates it (`translation.py` says where it
-is told how), and exact passes put the graph in the form that runs fastest without an optimiser:
+A vision transformer of timm is written directly (`vit.py`), any other module is traced (`tracing.py`). Then
+exact passes put the graph in the form that runs fastest without an optimiser:
 
 - every Linear layer, dense or factored, is a Gemm on [B·N, I] with the stored weight of torch: the names and
-  shapes of parameters in the file are those of the checkpoint, so a deployed model is updated by name;
+  shapes of parameters in the file are those of the checkpoint, so a deployed model is updated by name. Three
+  exceptions: what `passes/layer_scale.py` multiplies, what `passes/token_selection.py` cuts in two, and the
+  embeddings that `vit.py` adds up;
 - q, k and v are never transposed or copied one by one (`passes/attention.py`);
+- the last block is computed for the tokens that the head reads (`passes/token_selection.py`);
 - nothing that depends on parameters alone is computed at run time, except a product of two of them (folding
   left·right would put the dense matrix back) and the view of a factor as the filters of a 1×1 convolution,
   which copies nothing and lets the factor keep its shape and name.
 """
+
+import json
 
 import numpy as np
 import onnx
@@ -21,14 +26,22 @@ from onnxscript.optimizer import fold_constants
 from torch import nn
 
 from wasi_export.artifact import InputSpec
+from wasi_export.converters.graph_builder import UncoveredModuleError
 from wasi_export.converters.passes.attention import PackedAttentionPass
 from wasi_export.converters.passes.finish import FinishPass
+from wasi_export.converters.passes.layer_scale import LayerScalePass
 from wasi_export.converters.passes.reshape import ReshapePass
-from wasi_export.converters.translation import TRANSLATIONS
+from wasi_export.converters.passes.token_selection import TokenSelectionPass
+from wasi_export.converters.tracing import MIN_TRACED_OPSET, trace
+from wasi_export.converters.vit import write_vit
 from wasi_export.errors import ConfigError, UnsupportedModelError
 
 OUTPUT_NAME = "logits"
-MIN_OPSET, MAX_OPSET = 18, 25  # torch translates to 18 and higher; onnxruntime 1.24 knows up to 25
+FOLDED = "folded"
+"""Metadata of the file: names of scales that are part of other parameters, {parameter: scale} in JSON."""
+MIN_OPSET, MAX_OPSET = 17, 25  # the first with LayerNormalization; onnxruntime 1.24 knows up to 25
+IR_VERSION = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13}
+"""Version of the file format that came with an opset: a runtime that knows the one knows the other."""
 MAX_FILE_BYTES = 2**31 - 1  # of a protobuf message
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum"})
@@ -55,8 +68,21 @@ def export_inference(
     if not MIN_OPSET <= opset <= MAX_OPSET:
         raise ConfigError(f"opset must be {MIN_OPSET} to {MAX_OPSET}, got {opset}: 23 is the fastest graph")
     _require_one_file(model)
-    exported = _translate(_trace(model.eval(), spec), spec, opset)
-    return ir.to_proto(_simplify(exported, name))
+    try:
+        graph = write_vit(model.eval(), spec, opset=opset, output=OUTPUT_NAME)
+    except UncoveredModuleError as error:
+        if opset < MIN_TRACED_OPSET:
+            raise ConfigError(
+                f"{error}: opset {opset} is too low for torch, give {MIN_TRACED_OPSET}"
+            ) from error
+        graph = trace(model, spec, opset=opset, output=OUTPUT_NAME)
+    rank = len(graph.graph.outputs[0].shape or ())
+    if rank != 2:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} gives an output of {rank} axes; a classifier gives [batch, classes]"
+        )
+    graph.ir_version = IR_VERSION[opset]
+    return ir.to_proto(_simplify(graph, name))
 
 
 def reference_outputs(model: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -66,65 +92,24 @@ def reference_outputs(model: nn.Module, images: NDArray[np.float32]) -> NDArray[
     return outputs
 
 
-def _trace(model: nn.Module, spec: InputSpec) -> torch.export.ExportedProgram:
-    """Returns the traced graph, with a dynamic batch."""
-    images = torch.zeros(2, spec.channels, spec.height, spec.width)  # torch.export takes 1 for a constant
-    batch = torch.export.Dim("batch", min=1)
-    try:
-        with torch.no_grad():
-            model(images)  # models that cache a bias table in eval mode do it here, and not while traced
-            program = torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
-    except Exception as error:  # torch.export lets through whatever the model or the tracer raises
-        raise UnsupportedModelError(
-            f"torch.export cannot take {type(model).__name__} with input {list(images.shape)}: "
-            f"{_reason(error)}"
-        ) from error
-    outputs = program.graph_signature.user_outputs
-    shape = getattr(program.graph.output_node().args[0][0], "meta", {}).get("val", torch.empty(0)).shape
-    if len(outputs) != 1 or len(shape) != 2:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} gives {len(outputs)} outputs, the first of shape {list(shape)}: "
-            "a classifier gives one, [batch, classes]"
-        )
-    return program
-
-
-def _translate(program: torch.export.ExportedProgram, spec: InputSpec, opset: int) -> ir.Model:
-    """Returns the ONNX graph as torch writes it, unoptimised."""
-    try:
-        # Without gradients as in the trace, or attention outputs get other strides and a view of them fails.
-        with torch.no_grad():
-            exported = torch.onnx.export(
-                program,
-                opset_version=opset,
-                input_names=[spec.name],
-                output_names=[OUTPUT_NAME],
-                custom_translation_table=dict(TRANSLATIONS),
-                external_data=False,
-                optimize=False,
-                verbose=False,
-            )
-    except (torch.onnx.OnnxExporterError, RuntimeError) as error:
-        raise UnsupportedModelError(
-            f"torch.onnx cannot write the model with opset {opset}: {_reason(error)}"
-        ) from error
-    assert exported is not None
-    return exported.model
-
-
 def _simplify(model: ir.Model, name: str) -> ir.Model:
     """Returns the same model, rewritten in place by exact passes."""
-    common.InlinePass()(model)
     fold_constants(
         model,
         input_size_limit=_FOLD_LIMIT,
         output_size_limit=_FOLD_LIMIT,
         should_fold=lambda node: False if node.op_type in _PRODUCTS or _is_filter_view(node) else None,
     )
+    scales = LayerScalePass()
     passes = ir.passes.Sequential(
+        common.ShapeInferencePass(),
         ReshapePass(),
         common.RemoveUnusedNodesPass(),
         PackedAttentionPass(),
+        ReshapePass(),
+        common.RemoveUnusedNodesPass(),
+        scales,
+        TokenSelectionPass(),
         ReshapePass(),
         common.IdentityEliminationPass(),
         common.CommonSubexpressionEliminationPass(),
@@ -135,7 +120,10 @@ def _simplify(model: ir.Model, name: str) -> ir.Model:
         common.NameFixPass(),
         FinishPass(name=name),
     )
-    return passes(model).model
+    model = passes(model).model
+    if scales.folded:
+        model.metadata_props[FOLDED] = json.dumps(scales.folded, sort_keys=True)
+    return model
 
 
 def _is_filter_view(node: ir.Node) -> bool:
@@ -153,11 +141,3 @@ def _require_one_file(model: nn.Module) -> None:
             f"the model has {size_bytes / 1e9:.1f} GB of parameters, one ONNX file holds 2.1 GB: "
             "lower the ranks or take a smaller model"
         )
-
-
-def _reason(error: BaseException) -> str:
-    """Returns the first line of what the error arose from, at most 300 characters."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}"[:300] if lines else type(error).__name__

@@ -272,7 +272,10 @@ class ExportConfig(Frozen):
     """How the ONNX file is made and checked."""
 
     opset: int = Field(
-        23, ge=18, le=25, description="23: Gelu and Attention operators; 20: Gelu; 18: neither"
+        23,
+        ge=17,
+        le=25,
+        description="23: Gelu and Attention operators; 20: Gelu; 18: neither; 17: timm's ViT only",
     )
     golden_images: int = Field(8, ge=1, description="real images stored with their reference outputs")
 

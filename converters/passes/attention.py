@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from wasi_export.converters.passes.reshape import constant_target
+from wasi_export.converters.passes.values import integers
 
 _HEADS_FIRST = (2, 0, 3, 1, 4)  # [B, N, 3, H, D] → [3, B, H, N, D]
 _HEADS_BACK = (0, 2, 1, 3)  # [B, H, N, D] → [B, N, H, D]
@@ -77,7 +77,7 @@ def _packed_qkv(attention: ir.Node) -> _Packed | None:
     if transpose is None or tuple(transpose.attributes.get_ints("perm", ())) != _HEADS_FIRST:
         return None
     view = _producer(transpose.inputs[0], "Reshape")
-    target = constant_target(view) if view is not None else None
+    target = integers(view.inputs[1]) if view is not None else None
     if view is None or target is None or len(target) != 5 or min(target[1:]) < 1 or target[2] != 3:
         return None
     assert view.inputs[0] is not None
@@ -87,15 +87,15 @@ def _packed_qkv(attention: ir.Node) -> _Packed | None:
 def _leading_slice(value: ir.Value | None) -> tuple[ir.Value | None, int | None]:
     """Returns (x, i) where the value is x[i]: a Gather, or a Squeeze of a Slice of one row."""
     if gather := _producer(value, "Gather"):
-        index = _integers(gather.inputs[1])
+        index = integers(gather.inputs[1])
         return gather.inputs[0], index[0] if gather.attributes.get_int("axis", 0) == 0 and index else None
     squeeze = _producer(value, "Squeeze")
-    if squeeze is None or len(squeeze.inputs) < 2 or _integers(squeeze.inputs[1]) != [0]:
+    if squeeze is None or len(squeeze.inputs) < 2 or integers(squeeze.inputs[1]) != [0]:
         return None, None
     rows = _producer(squeeze.inputs[0], "Slice")
     if rows is None or len(rows.inputs) < 4:
         return None, None
-    start, end, axes = (_integers(bound) for bound in rows.inputs[1:4])
+    start, end, axes = (integers(bound) for bound in rows.inputs[1:4])
     if axes != [0] or not start or not end or end[0] - start[0] != 1:
         return None, None
     return rows.inputs[0], start[0]
@@ -107,7 +107,7 @@ def _merge_of_heads(attention: ir.Node) -> ir.Node | None:
     if transpose is None or tuple(transpose.attributes.get_ints("perm", ())) != _HEADS_BACK:
         return None
     merge = _only_user(transpose.outputs[0], "Reshape")
-    target = constant_target(merge) if merge is not None else None
+    target = integers(merge.inputs[1]) if merge is not None else None
     # A zero in the target copies a size of the input, which would be another input.
     return merge if target and 0 not in target else None
 
@@ -120,8 +120,3 @@ def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
 def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
     users = [usage.node for usage in value.uses()]
     return users[0] if len(users) == 1 and users[0].op_type == op_type else None
-
-
-def _integers(value: ir.Value | None) -> list[int] | None:
-    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-    return None if tensor is None else [int(i) for i in tensor.numpy().reshape(-1)]

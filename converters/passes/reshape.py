@@ -2,6 +2,8 @@
 
 import onnx_ir as ir
 
+from wasi_export.converters.passes.values import integers
+
 
 class ReshapePass(ir.passes.InPlacePass):
     """Simplifies Reshape nodes, in place.
@@ -24,15 +26,9 @@ class ReshapePass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified)
 
 
-def constant_target(node: ir.Node) -> list[int] | None:
-    """Returns the constant target of a Reshape; None where it is computed."""
-    target = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
-    return None if target is None else [int(size) for size in target.numpy()]
-
-
 def _fix_target(node: ir.Node) -> bool:
     shape = node.outputs[0].shape
-    if shape is None or constant_target(node) is not None:
+    if shape is None or integers(node.inputs[1]) is not None:
         return False
     sizes = [size if isinstance(size, int) else -1 for size in shape]
     if sizes.count(-1) > 1 or 0 in sizes:
@@ -47,7 +43,7 @@ def _fix_target(node: ir.Node) -> bool:
 def _skip_inner(node: ir.Node) -> bool:
     data = node.inputs[0]
     inner = data.producer() if data is not None else None
-    target = constant_target(node)
+    target = integers(node.inputs[1])
     # A zero in the target copies a size of the input, which would be another input.
     if inner is None or inner.op_type != "Reshape" or target is None or 0 in target:
         return False
@@ -56,7 +52,7 @@ def _skip_inner(node: ir.Node) -> bool:
 
 
 def _remove_identity(node: ir.Node) -> bool:
-    data, output, target = node.inputs[0], node.outputs[0], constant_target(node)
+    data, output, target = node.inputs[0], node.outputs[0], integers(node.inputs[1])
     if data is None or data.shape is None or target is None or output.is_graph_output():
         return False
     # With all but one size alike the last one is alike too, whatever it is.

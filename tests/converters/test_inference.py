@@ -1,5 +1,6 @@
 """Exports of many model families, run against torch."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ SWIN = {"img_size": 56, "embed_dim": 96, "depths": (2, 2), "num_heads": (3, 6), 
 FAMILIES: dict[str, tuple[str, Mapping[str, Any], int]] = {
     "vit": ("vit_tiny_patch16_224", TINY, 23),
     "vit, decomposed attention": ("vit_tiny_patch16_224", TINY, 20),
-    "vit, decomposed attention and gelu": ("vit_tiny_patch16_224", TINY, 18),
+    "vit, decomposed attention and gelu": ("vit_tiny_patch16_224", TINY, 17),
     "vit, newest operators": ("vit_tiny_patch16_224", TINY, 25),
     "layer scale, as deit3": ("deit3_small_patch16_224", {**TINY, "init_values": 0.1}, 23),
     "average pooling": ("vit_tiny_patch16_224", {**TINY, "global_pool": "avg"}, 23),
@@ -97,17 +98,29 @@ def exported() -> tuple[nn.Module, onnx.ModelProto]:
     return model, export_inference(model, spec_for(32), opset=23)
 
 
-@pytest.mark.slow
 def test_every_parameter_is_in_the_file_by_its_name_and_as_torch_has_it(
     exported: tuple[nn.Module, onnx.ModelProto],
 ) -> None:
     model, graph = exported
     initializers = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
-    for name, parameter in model.named_parameters():
-        np.testing.assert_array_equal(initializers[name], parameter.detach().numpy(), err_msg=name)
+    parameters = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
+    folded = json.loads(next(entry.value for entry in graph.metadata_props if entry.key == "folded"))
+    for name, scale in folded.items():
+        parameters[name] = (parameters[name].T * parameters[scale]).T
+    for scale in set(folded.values()):
+        del parameters[scale]
+    added = {name for name in parameters if name.endswith(("pos_embed", "cls_token", "reg_token"))}
+    assert len(folded) == 8
+    assert len(added) == 3
+    for name in parameters.keys() - added:
+        found = initializers.get(name)
+        if found is None:
+            rows = len(parameters[name]) // 3  # q has a Linear of its own in the last block
+            found = np.concatenate([initializers[f"{name}[:{rows}]"], initializers[f"{name}[{rows}:]"]])
+        np.testing.assert_array_equal(found, parameters[name], err_msg=name)
+    assert not {name for name in initializers if name.endswith("gamma")}
 
 
-@pytest.mark.slow
 def test_a_factor_replaced_by_name_changes_the_output_as_in_torch(
     exported: tuple[nn.Module, onnx.ModelProto], tmp_path: Path
 ) -> None:
@@ -129,20 +142,18 @@ def test_a_factor_replaced_by_name_changes_the_output_as_in_torch(
     assert measure_parity(tmp_path / "old.onnx", golden, batches=(2,))[0].max_error > 1e-3
 
 
-@pytest.mark.slow
 def test_the_graph_needs_no_optimiser(exported: tuple[nn.Module, onnx.ModelProto]) -> None:
     """One Gemm a matrix, whole operators, and no Transpose but that of the patches."""
     model, graph = exported
     nodes = graph_facts(graph).nodes
     matrices = sum(2 for _ in subspace_layers(model)) + sum(type(m) is nn.Linear for m in model.modules())
-    assert nodes["Gemm"] == matrices
+    assert nodes["Gemm"] == matrices + 1  # q of the last block is another one
     assert (nodes["Attention"], nodes["Gelu"], nodes["Transpose"]) == (2, 2, 1)
-    assert not {"MatMul", "Constant", "Identity", "Cast"} & nodes.keys()
+    assert not {"MatMul", "Mul", "Constant", "Identity", "Cast"} & nodes.keys()
     used = {name for node in graph.graph.node for name in node.input}
     assert {tensor.name for tensor in graph.graph.initializer} <= used
 
 
-@pytest.mark.slow
 def test_the_batch_is_named_and_nothing_else_is_dynamic(exported: tuple[nn.Module, onnx.ModelProto]) -> None:
     _, graph = exported
     for value, rest in ((graph.graph.input[0], [3, 32, 32]), (graph.graph.output[0], [5])):
@@ -152,7 +163,6 @@ def test_the_batch_is_named_and_nothing_else_is_dynamic(exported: tuple[nn.Modul
     assert (graph.graph.input[0].name, graph.graph.output[0].name) == ("images", "logits")
 
 
-@pytest.mark.slow
 def test_two_exports_are_the_same_bytes_and_name_no_path(exported: tuple[nn.Module, onnx.ModelProto]) -> None:
     model, graph = exported
     content = graph.SerializeToString(deterministic=True)
@@ -163,9 +173,9 @@ def test_two_exports_are_the_same_bytes_and_name_no_path(exported: tuple[nn.Modu
         assert trace not in content
 
 
-@pytest.mark.parametrize("opset", [11, 17, 26])
+@pytest.mark.parametrize("opset", [11, 16, 26])
 def test_an_opset_out_of_range_is_refused(opset: int) -> None:
-    with pytest.raises(ConfigError, match=f"opset must be 18 to 25, got {opset}"):
+    with pytest.raises(ConfigError, match=f"opset must be 17 to 25, got {opset}"):
         export_inference(nn.Linear(2, 2), spec_for(8), opset=opset)
 
 
@@ -197,7 +207,7 @@ class Untranslatable(nn.Module):
         (Branching(), r"torch\.export cannot take Branching with input \[2, 3, 8, 8\]: "),
         (
             Features(),
-            r"Features gives 1 outputs, the first of shape .*a classifier gives one, \[batch, classes\]",
+            r"Features gives an output of 4 axes; a classifier gives \[batch, classes\]",
         ),
         (Untranslatable(), r"torch\.onnx cannot write the model with opset 23: .*bessel_j0"),
     ],

@@ -41,7 +41,10 @@ def export(
     ] = None,
     epsilon: Annotated[float | None, typer.Option(help="Explained energy to keep.")] = None,
     rank: Annotated[int | None, typer.Option(help="The same rank for every layer.")] = None,
-    opset: Annotated[int | None, typer.Option(help="ONNX opset, 18 to 25. Default: 23.")] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset, 17 to 25. Default: 23.")] = None,
+    target_runtime: Annotated[
+        str | None, typer.Option(help="Oldest onnxruntime to run in, as 1.18; instead of --opset.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle that is there.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -64,6 +67,12 @@ def export(
         raise ConfigError(f"{', '.join(given)} goes with --model; a run has its own in config.toml")
     if model is not None and calibration is None:
         raise ConfigError("--model needs --calibration DIR: real images to factor by and to check with")
+    if target_runtime is not None:
+        if opset is not None:
+            raise ConfigError("--target-runtime chooses the opset: leave out --opset")
+        from wasi_export.converters.check import newest_opset
+
+        opset = newest_opset(target_runtime)
     prepare_torch()
     from wasi_export.cli._bundle import export_model, export_run
 
