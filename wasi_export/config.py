@@ -19,6 +19,7 @@ from wasi_export.errors import ConfigError
 FactorMethod = Literal["sequential", "whitened", "plain"]
 Sensitivity = Literal["none", "features", "output"]
 DenseMethod = Literal["auto", "lora", "full"]
+Fold = Literal["never", "auto", "always"]
 ActivationMode = Literal["none", "feature", "feature+token", "feature+token+batch"]
 Allocation = Literal["uniform", "output_error", "perplexity"]
 TrainMethod = Literal["dense", "subspace"]
@@ -276,6 +277,11 @@ class ExportConfig(Frozen):
         ge=17,
         le=25,
         description="23: Gelu and Attention operators; 20: Gelu; 18: neither; 17: timm's ViT only",
+    )
+    fold: Fold = Field(
+        "never",
+        description="whether factored layers are multiplied out: auto: those that are faster dense on this "
+        "machine; always: all",
     )
     golden_images: int = Field(8, ge=1, description="real images stored with their reference outputs")
 

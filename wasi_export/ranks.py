@@ -53,6 +53,10 @@ class LayerPlan(Frozen):
         None,
         description="predicted share of the output's energy that the rank loses, times the layer's weight",
     )
+    factored_ms: float | None = Field(
+        None, description="time of the pair for one image, where it was measured"
+    )
+    dense_ms: float | None = Field(None, description="time of the dense layer, measured in turns with it")
     reason: str = Field(description="why this rank, or why the layer stays dense; notes of a fallback")
 
     @property

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import timm
 import torch
@@ -15,6 +16,7 @@ from wasi_export.artifact import Bundle
 from wasi_export.cli import app
 from wasi_export.config import Config
 from wasi_export.datasets import load_data
+from wasi_export.ranks import Plan
 from wasi_export.runtimes.parity import measure_parity
 from wasi_export.runtimes.preprocess import Preprocess
 from wasi_export.training.stage import train_run
@@ -132,6 +134,28 @@ def test_an_export_that_differs_from_torch_fails_and_leaves_nothing(run_dir: Pat
     assert "the tolerance is 1e-12 of the output scale" in result.output
     assert json.loads(result.stdout)["error"]["type"] == "ParityError"
     assert [path.name for path in tmp_path.iterdir()] == ["strict"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fold", ["auto", "always"])
+def test_factors_are_multiplied_out_where_that_is_asked_for(run_dir: Path, tmp_path: Path, fold: str) -> None:
+    result = call(run_dir, "-o", tmp_path / "bundle", "--fold", fold)
+    assert result.exit_code == 0, result.output
+    bundle = Bundle.open(tmp_path / "bundle")
+    layers = bundle.manifest.model.layers
+    assert Plan.load(bundle.path / "plan.json").layers == layers
+    names = {tensor.name for tensor in onnx.load(bundle.model_path).graph.initializer}
+    factored = {layer.name for layer in Plan.load(run_dir / "plan.json").factored}
+    for layer in (layer for layer in layers if layer.name in factored):
+        dense = layer.rank is None
+        assert (f"{layer.name}.weight" in names or f"{layer.name}.weight[:96]" in names) == dense
+        if fold == "always":
+            assert (dense, layer.reason) == (True, "folded, as asked for")
+        else:
+            assert layer.dense_ms is not None
+            assert layer.factored_ms is not None
+            assert dense == (layer.dense_ms < layer.factored_ms)
+    assert bundle.manifest.parity_error <= 1e-5
 
 
 @pytest.mark.slow

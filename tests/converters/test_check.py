@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from wasi_export.converters.check import check_factors, graph_facts
-from wasi_export.errors import CheckFailedError
+from wasi_export.converters.check import check_factors, graph_facts, newest_opset
+from wasi_export.errors import CheckFailedError, ConfigError
 from wasi_export.ranks import LayerPlan, Plan
 
 TEXT = """
@@ -135,6 +135,57 @@ WRONG: dict[str, tuple[Change, str]] = {
     "an operator is foreign": (use_a_foreign_operator, "operators outside the standard (com.microsoft)"),
     "the graph is broken": (break_the_graph, "it is not valid ONNX"),
 }
+
+
+def cut_left(model: onnx.ModelProto, rows: int) -> None:
+    """Gives the first rows of left a Gemm of their own, as `passes/token_selection.py` does."""
+    left = value_of(model, "fc1.left")
+    drop_left(model)
+    add(model, f"fc1.left[:{rows}]", left[:rows])
+    add(model, f"fc1.left[{rows}:]", left[rows:])
+    second = model.graph.node[1]
+    del model.graph.node[1]
+    for index, part in enumerate((f"[:{rows}]", f"[{rows}:]")):
+        node = helper.make_node("Gemm", ["code", f"fc1.left{part}"], [f"part{index}"], transB=1)
+        model.graph.node.insert(1 + index, node)
+    model.graph.node.insert(3, helper.make_node("Concat", ["part0", "part1"], ["sum"], axis=1))
+    model.graph.node.insert(4, helper.make_node("Add", ["sum", "fc1.bias"], second.output))
+
+
+def test_a_factor_may_be_two_parts_of_its_rows() -> None:
+    model = make_model()
+    product_ = product(model)
+    cut_left(model, 3)
+    check_factors(model, PLAN)
+    add(model, "x", product_)
+    with pytest.raises(CheckFailedError, match=r"x is the product of the factors of fc1"):
+        check_factors(model, PLAN)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [(0, r"fc1.left has shape \[5, 2\]"), (1, r"fc1.left has shape \[3, 2\]")],
+    ids=["the first", "the second"],
+)
+def test_both_parts_must_be_there(part: int, message: str) -> None:
+    model = make_model()
+    cut_left(model, 3)
+    del model.graph.node[1 + part], model.graph.initializer[len(model.graph.initializer) - 2 + part]
+    with pytest.raises(CheckFailedError, match=message):
+        check_factors(model, PLAN)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "opset"), [("1.17", 20), ("1.18.1", 21), ("1.22", 22), ("1.23.2", 23), ("2.0", 25)]
+)
+def test_the_newest_opset_of_a_runtime_is_known(runtime: str, opset: int) -> None:
+    assert newest_opset(runtime) == opset
+
+
+@pytest.mark.parametrize("runtime", ["1.16.3", "new", ""])
+def test_a_runtime_that_is_too_old_or_none_is_refused(runtime: str) -> None:
+    with pytest.raises(ConfigError, match=rf"target runtime '{runtime}' is not a version from 1.17 on"):
+        newest_opset(runtime)
 
 
 def test_a_model_as_planned_passes() -> None:

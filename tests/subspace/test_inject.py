@@ -13,6 +13,8 @@ from wasi_export.cost import saved_input_bytes
 from wasi_export.errors import ConfigError, RankError, UnsupportedModelError
 from wasi_export.ranks import Plan
 from wasi_export.subspace import SubspaceLinear, factorize_model, install_layers, subspace_layers
+from wasi_export.subspace.conv import SubspaceConv1x1
+from wasi_export.subspace.inject import fold_layers
 
 WIDTH, TOKENS = 64, 17
 
@@ -131,6 +133,17 @@ def test_a_trained_state_loads_strictly_into_a_model_with_installed_layers(vit: 
     other.load_state_dict(vit.state_dict(), strict=True)
     with torch.no_grad():
         assert torch.equal(vit(images()), other(images()))
+
+
+def test_folded_factors_are_the_dense_layers_of_the_same_function(vit: nn.Module) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1, stride=2), nn.Upsample(scale_factor=2), vit)
+    factorize(model, rank=None, fraction=0.9, include=["0", "2.blocks.0.*", "2.blocks.1.mlp.*"])
+    model.set_submodule("0", SubspaceConv1x1(3, 3, 2, stride=(2, 2)))
+    before = model(images())
+    fold_layers(model, [name for name, _ in subspace_layers(model)][:-1])
+    assert [name for name, _ in subspace_layers(model)] == ["2.blocks.1.mlp.fc2"]
+    assert type(model[0]) is nn.Conv2d
+    torch.testing.assert_close(model(images()), before)
 
 
 def test_a_plan_for_another_model_is_refused(vit: nn.Module) -> None:

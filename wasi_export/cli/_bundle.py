@@ -6,6 +6,7 @@ Imports torch, so commands import it when they are called.
 import logging
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,6 +27,7 @@ from wasi_export.artifact import (
     write_bundle_manifest,
     write_bytes,
 )
+from wasi_export.cli._fold import choose_folds
 from wasi_export.config import Config
 from wasi_export.converters.check import check_factors, graph_facts
 from wasi_export.converters.inference import OUTPUT_NAME, export_inference, reference_outputs
@@ -35,6 +37,7 @@ from wasi_export.progress import Track, silent
 from wasi_export.ranks import Plan
 from wasi_export.runtimes.parity import measure_parity, require_parity, worst
 from wasi_export.runtimes.preprocess import Preprocess
+from wasi_export.subspace.inject import fold_layers
 from wasi_export.training.checkpoint import load_run
 from wasi_export.training.labels import own_classes
 from wasi_export.training.models import create_model, input_spec
@@ -65,14 +68,22 @@ class Classifier:
     metrics: tuple[tuple[str, float], ...] = ()
 
 
-def export_run(run_dir: Path, destination: Path, *, opset: int | None = None, force: bool = False) -> Bundle:
+def export_run(
+    run_dir: Path,
+    destination: Path,
+    *,
+    overrides: Sequence[str] = (),
+    force: bool = False,
+    track: Track = silent,
+) -> Bundle:
     """Exports a finished run into a bundle, checked; returns it. Golden images are validation images.
 
     Args:
         run_dir: the run folder.
         destination: the bundle folder.
-        opset: instead of the configuration's.
+        overrides: of the run's configuration, as `export.opset=20`.
         force: replace what is there.
+        track: progress display.
 
     Raises:
         IntegrityError: there is no finished run.
@@ -83,8 +94,8 @@ def export_run(run_dir: Path, destination: Path, *, opset: int | None = None, fo
     with staged_folder(destination, force=force) as folder:
         run = load_run(run_dir)
         config = run.config
-        if opset is not None:
-            config = Config.from_mapping(config.model_dump(), [f"export.opset={opset}"], origin="options")
+        if overrides:
+            config = Config.from_mapping(config.model_dump(), overrides, origin="options")
         classifier = Classifier(
             model=run.model,
             config=config,
@@ -95,7 +106,7 @@ def export_run(run_dir: Path, destination: Path, *, opset: int | None = None, fo
             data_fingerprint=run.facts.data_fingerprint,
             metrics=tuple(run.facts.metrics.items()),
         )
-        write_checked(classifier, folder)
+        write_checked(classifier, folder, track=track)
     return Bundle.open(destination)
 
 
@@ -137,24 +148,29 @@ def export_model(
                 reasons = "; ".join(f"{layer.name} {layer.reason}" for layer in plan.layers[:2])
                 raise UnsupportedModelError(f"no layer of {config.model.name} pays to factor: {reasons}")
         spec = input_spec(model, config)
-        write_checked(Classifier(model.cpu(), config, spec, classes, plan, images), folder)
+        write_checked(Classifier(model.cpu(), config, spec, classes, plan, images), folder, track=track)
     return Bundle.open(destination)
 
 
-def write_checked(classifier: Classifier, folder: Path) -> None:
+def write_checked(classifier: Classifier, folder: Path, *, track: Track = silent) -> None:
     """Writes the files of a bundle into an empty folder, the manifest last, and checks the model on the way.
 
-    The same classifier and SOURCE_DATE_EPOCH give the same bytes.
+    The same classifier and SOURCE_DATE_EPOCH give the same bytes, if no layer is folded by its time.
+
+    Args:
+        classifier: whose model loses the factors that are folded.
+        folder: the empty folder.
+        track: progress display.
 
     Raises:
         UnsupportedModelError: torch cannot export the model.
         CheckFailedError: the exported graph is not as planned, or differs from the torch model.
     """
-    config, plan = classifier.config, classifier.plan or Plan(activation_mode="none", layers=())
+    config, golden = classifier.config, make_golden(classifier)
+    plan = _fold(classifier, track)
     graph = export_inference(classifier.model, classifier.spec, opset=config.export.opset, name=config.name)
     check_factors(graph, plan)
     write_bytes(folder / MODEL, graph.SerializeToString(deterministic=True))
-    golden = make_golden(classifier)
     write_bytes(folder / GOLDEN, save(vars(golden)))
     parity = measure_parity(folder / MODEL, golden)
     require_parity(parity, config.thresholds.max_parity_error or PARITY_TOLERANCE)
@@ -184,6 +200,15 @@ def write_checked(classifier: Classifier, folder: Path) -> None:
         created=_now(),
     )
     write_bundle_manifest(folder, manifest)
+
+
+def _fold(classifier: Classifier, track: Track) -> Plan:
+    """Multiplies factors out where the configuration says so, in place; returns the model's plan then."""
+    plan = classifier.plan or Plan(activation_mode="none", layers=())
+    chosen = choose_folds(plan, classifier.config.export.fold, track=track)
+    factored = {layer.name for layer in chosen.factored}
+    fold_layers(classifier.model, (layer.name for layer in plan.factored if layer.name not in factored))
+    return chosen
 
 
 def make_golden(classifier: Classifier) -> Golden:

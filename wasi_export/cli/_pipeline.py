@@ -115,7 +115,7 @@ class Pipeline:
         self.cache.begin(name)
         say(f"{name}: exporting, {destination}")
         write_config(self.run_dirs[method], self.config)  # its export section may be newer than the run
-        export_run(self.run_dirs[method], destination, force=True)
+        export_run(self.run_dirs[method], destination, force=True, track=track)
         self.cache.finish(name, key)
 
     def _measure_memory(self, path: Path) -> None:

@@ -45,6 +45,10 @@ def export(
     target_runtime: Annotated[
         str | None, typer.Option(help="Oldest onnxruntime to run in, as 1.18; instead of --opset.")
     ] = None,
+    fold: Annotated[
+        Literal["never", "auto", "always"] | None,
+        typer.Option(help="Multiply factors out: where dense is faster here (auto), or everywhere."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle that is there.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -73,11 +77,14 @@ def export(
         from wasi_export.converters.check import newest_opset
 
         opset = newest_opset(target_runtime)
+    chosen = {key: value for key, value in (("opset", opset), ("fold", fold)) if value is not None}
     prepare_torch()
     from wasi_export.cli._bundle import export_model, export_run
 
     if run is not None:
-        bundle = export_run(run, out or Path("bundles") / run.name, opset=opset, force=force)
+        destination = out or Path("bundles") / run.name
+        overrides = [f"export.{key}={value}" for key, value in chosen.items()]
+        bundle = export_run(run, destination, overrides=overrides, force=force, track=track)
     else:
         assert model is not None
         options = {
@@ -96,7 +103,7 @@ def export(
                 "calibration_images": calibration_images,
                 "activation": "none",
             },
-            "export": {} if opset is None else {"opset": opset},
+            "export": chosen,
             "name": model.split(".")[0],
         }
         config = Config.from_mapping(options, origin="options")

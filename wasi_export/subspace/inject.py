@@ -9,6 +9,7 @@ from wasi_export.config import SubspaceConfig
 from wasi_export.errors import UnsupportedModelError
 from wasi_export.progress import Track, silent
 from wasi_export.ranks import LayerPlan, Plan
+from wasi_export.subspace.conv import SubspaceConv1x1
 from wasi_export.subspace.kinds import Kind, kind_of
 from wasi_export.subspace.linear import SubspaceLinear
 from wasi_export.subspace.planner import MeasuredLayer, MeasuredModel, decide, measure_layers
@@ -94,6 +95,24 @@ def install_layers(model: nn.Module, plan: Plan) -> None:
     for decision in plan.factored:
         _, layer = _empty_pair(model, decision)
         model.set_submodule(decision.name, layer)
+
+
+@torch.no_grad()
+def fold_layers(model: nn.Module, names: Iterable[str]) -> None:
+    """Multiplies the factors of some layers out, in place: dense layers again, W = left·right."""
+    for name in names:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, SubspaceLinear)
+        sizes, bias = (layer.in_features, layer.out_features), layer.bias is not None
+        if isinstance(layer, SubspaceConv1x1):
+            dense: nn.Linear | nn.Conv2d = nn.Conv2d(*sizes, 1, stride=layer.stride, bias=bias)
+        else:
+            dense = nn.Linear(*sizes, bias=bias)
+        dense.to(layer.left).train(layer.training)
+        dense.weight.copy_((layer.left @ layer.right).view_as(dense.weight))
+        if dense.bias is not None and layer.bias is not None:
+            dense.bias.copy_(layer.bias)
+        model.set_submodule(name, dense)
 
 
 def subspace_layers(model: nn.Module) -> Iterator[tuple[str, SubspaceLinear]]:

@@ -1,0 +1,210 @@
+"""Every transformer of timm, exported with random weights and run against torch: what works, what does not.
+
+    python benchmarks/timm_models.py              # all that are not in the result yet; hours
+    python benchmarks/timm_models.py --only vision_transformer deit
+    python benchmarks/timm_models.py --docs       # the table into docs/models.md, no run
+    python benchmarks/timm_models.py --json       # prints the result
+
+A transformer is a model with a module that is named after attention. All parameters are random, also those
+that start as zero, so that each shows in the output. A large model is tried with fewer blocks, which are all
+alike, and on smaller images: `tried` says so. Outputs of batches of 1, 2 and 7 images are compared, with the
+runtime's optimiser and without; the error is the largest one over the scale of the output.
+
+The result is written after each model.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import timm
+import torch
+from torch import nn
+
+from wasi_export.artifact import InputSpec, write_bytes
+from wasi_export.converters.graph_builder import UncoveredModuleError
+from wasi_export.converters.inference import export_inference
+from wasi_export.converters.vit import write_vit
+from wasi_export.errors import WasiExportError
+from wasi_export.report import markdown_table
+
+RESULT, PAGE = Path("benchmarks/results/timm_models.json"), Path("docs/models.md")
+OPSET, BATCHES, TOLERANCE = 23, (1, 2, 7), 1e-5
+LARGE, FEW_BLOCKS, LARGE_IMAGE = 60_000_000, 2, 256
+TOO_LARGE = 500_000_000  # parameters, with few blocks
+MARK = "<!-- benchmarks/timm_models.py -->\n"
+
+
+def transformers(only: list[str] | None = None) -> Iterator[tuple[str, str]]:
+    """Yields name and source module of the transformers of timm."""
+    for name in timm.list_models():
+        source = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
+        if only and source not in only:
+            continue
+        with torch.device("meta"):
+            try:
+                model = timm.create_model(name)
+            except (
+                RuntimeError,
+                NotImplementedError,
+            ):  # what computes while it is made cannot be of no device
+                model = timm.create_model(name)
+        if any("attention" in type(module).__name__.lower() for module in model.modules()):
+            yield name, source
+
+
+def make_model(name: str) -> tuple[nn.Module, InputSpec, str]:
+    """Returns a model with random weights, its input, and in what it is smaller than its name says."""
+    config = timm.get_pretrained_cfg(name)
+    size, arguments, tried = config.input_size[-1], {}, []
+    with torch.device("meta"):
+        parameters = _count(_create(name, {}) or timm.create_model(name))
+    if parameters > LARGE and _create(name, {"depth": FEW_BLOCKS}) is not None:
+        arguments["depth"] = FEW_BLOCKS
+        tried.append(f"{FEW_BLOCKS} blocks")
+    if size > LARGE_IMAGE:
+        smaller = next((s for s in (224, 256, 196, 192) if _create(name, {**arguments, "img_size": s})), None)
+        if smaller is not None:
+            arguments["img_size"] = size = smaller
+            tried.append(f"{size} px")
+    torch.manual_seed(0)
+    model = timm.create_model(name, **arguments).eval()
+    if _count(model) > TOO_LARGE:
+        raise MemoryError(f"{_count(model) / 1e6:.0f} M parameters were too many to try")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+    spec = InputSpec(height=size, width=size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    return model, spec, ", ".join(tried)
+
+
+def _create(name: str, arguments: dict[str, Any]) -> nn.Module | None:
+    """Returns a model without data; None where it cannot be had like this."""
+    try:
+        with torch.device("meta"):
+            model: nn.Module = timm.create_model(name, **arguments)
+    except (TypeError, RuntimeError, NotImplementedError, AssertionError, ValueError):
+        return None
+    return model
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def try_model(name: str) -> dict[str, Any]:
+    """Returns how the export of a model went."""
+    row: dict[str, Any] = {"tried": ""}
+    try:
+        model, spec, row["tried"] = make_model(name)
+        row["path"] = "direct" if is_written_directly(model, spec) else "traced"
+        graph = export_inference(model, spec, opset=OPSET)
+        row["nodes"] = len(graph.graph.node)
+        row["error"] = largest_error(model, graph, spec)
+    except (WasiExportError, MemoryError) as error:
+        row["reason"] = " ".join(str(error).split())[:200]
+    except Exception as error:  # of timm, torch or the runtime: the table is about whatever happens
+        row["reason"] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+    return row
+
+
+def is_written_directly(model: nn.Module, spec: InputSpec) -> bool:
+    """Returns whether the model is one of those that need no tracer."""
+    try:
+        write_vit(model, spec, opset=OPSET, output="logits")
+    except UncoveredModuleError:
+        return False
+    return True
+
+
+def largest_error(model: nn.Module, graph: onnx.ModelProto, spec: InputSpec) -> float:
+    """Returns the largest error of the outputs of all batches, over the scale of the output."""
+    content, errors = graph.SerializeToString(), []
+    for level in (ort.GraphOptimizationLevel.ORT_ENABLE_ALL, ort.GraphOptimizationLevel.ORT_DISABLE_ALL):
+        options = ort.SessionOptions()
+        options.graph_optimization_level = level
+        session = ort.InferenceSession(content, options)
+        for batch in BATCHES:
+            images = torch.randn(batch, spec.channels, spec.height, spec.width)
+            with torch.no_grad():
+                expected = model(images).numpy()
+            (found,) = session.run(None, {spec.name: images.numpy()})
+            errors.append(float(np.abs(found - expected).max() / np.abs(expected).max()))
+    return max(errors)
+
+
+def to_markdown(result: dict[str, Any]) -> str:
+    """Returns the table of sources and that of all models."""
+    rows = result["models"]
+    sources = sorted({row["source"] for row in rows})
+    summary = []
+    for source in sources:
+        own = [row for row in rows if row["source"] == source]
+        good = [row for row in own if passes(row)]
+        worst = max((row["error"] for row in good), default=None)
+        direct = sum(row.get("path") == "direct" for row in own)
+        summary.append(
+            (source, str(len(own)), str(direct), str(len(good)), "–" if worst is None else f"{worst:.1e}")
+        )
+    head = ("source in timm", "models", "written directly", "passed", "largest error")
+    columns = ("model", "how", "nodes", "error", "tried with, or why not")
+    lines = [
+        (
+            row["model"],
+            row.get("path", "–"),
+            str(row.get("nodes", "–")),
+            f"{row['error']:.1e}" if "error" in row else "–",
+            "; ".join(filter(None, (row["tried"], row.get("reason", "") if not passes(row) else ""))),
+        )
+        for row in rows
+    ]
+    return "\n".join(
+        [markdown_table(head, summary, align="lrrrr"), "", markdown_table(columns, lines, align="llrrl")]
+    )
+
+
+def passes(row: dict[str, Any]) -> bool:
+    """Returns whether a model's outputs are those of torch."""
+    return "error" in row and row["error"] <= TOLERANCE
+
+
+def main() -> None:
+    """Tries what has not been tried."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", metavar="SOURCE", help="modules of timm.models")
+    parser.add_argument("--docs", action="store_true", help="the table into the page, no run")
+    parser.add_argument("--json", action="store_true", help="print the result")
+    options = parser.parse_args()
+    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else None
+    result = result or {
+        "protocol": __doc__,
+        "timm": timm.__version__,
+        "torch": torch.__version__,
+        "models": [],
+    }
+    known = {row["model"] for row in result["models"]}
+    if not (options.docs or options.json):
+        for name, source in transformers(options.only):
+            if name in known:
+                continue
+            row = {"model": name, "source": source, **try_model(name)}
+            print(json.dumps(row), flush=True)
+            result["models"] = sorted([*result["models"], row], key=lambda r: (r["source"], r["model"]))
+            write_bytes(RESULT, json.dumps(result, indent=1).encode() + b"\n")
+    if options.docs:
+        page = PAGE.read_text(encoding="utf-8")
+        write_bytes(PAGE, (page[: page.index(MARK) + len(MARK)] + to_markdown(result) + "\n").encode())
+    if options.json:
+        print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
