@@ -10,6 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from wasi_export.converters.passes.value_projection import PRODUCT
 from wasi_export.errors import CheckFailedError, ConfigError
 from wasi_export.ranks import LayerPlan, Plan
 
@@ -62,8 +63,8 @@ def check_factors(model: onnx.ModelProto, plan: Plan) -> None:
 
     That is: `<layer>.left` [O, K] and `<layer>.right` [K, I] are initializers, in torch's layout and whole or
     as two parts of their rows, each the weight of a Gemm, or through one Reshape of a 1×1 Conv, and nothing
-    else; no initializer is their product, nor an unnamed one of its shape; the operators are ONNX's own; all
-    data is in the one file.
+    else, unless it is part of what `passes/value_projection.py` multiplies; no initializer is their product,
+    nor an unnamed one of its shape; the operators are ONNX's own; all data is in the one file.
 
     Raises:
         CheckFailedError: something is not so; the message has everything that was found.
@@ -103,12 +104,17 @@ def _factor_problems(
         f"{layer.name}.right": [layer.rank, layer.in_features],
     }
     inputs = {value.name for value in model.graph.input}
+    merged = {name for product in tensors if PRODUCT in product for name in product.split(PRODUCT)}
     for name, shape in shapes.items():
         parts = _parts(tensors, name)
         if not parts:
-            yield f"there is no initializer {name}"
+            if name not in merged:
+                yield f"there is no initializer {name}"
             continue
-        found = [sum(part.dims[0] for part in parts), *parts[0].dims[1:]]
+        rows = sum(part.dims[0] for part in parts)
+        if f"{name}[{rows}:]" in merged:
+            rows = shape[0]
+        found = [rows, *parts[0].dims[1:]]
         if found != shape:
             yield f"{name} has shape {found}, the plan says {shape}"
         for part in (part.name for part in parts):

@@ -32,6 +32,7 @@ from wasi_export.converters.passes.finish import FinishPass
 from wasi_export.converters.passes.layer_scale import LayerScalePass
 from wasi_export.converters.passes.reshape import ReshapePass
 from wasi_export.converters.passes.token_selection import TokenSelectionPass
+from wasi_export.converters.passes.value_projection import ValueProjectionPass
 from wasi_export.converters.tracing import MIN_TRACED_OPSET, trace
 from wasi_export.converters.vit import write_vit
 from wasi_export.errors import ConfigError, UnsupportedModelError
@@ -110,6 +111,7 @@ def _simplify(model: ir.Model, name: str) -> ir.Model:
         common.RemoveUnusedNodesPass(),
         scales,
         TokenSelectionPass(),
+        ValueProjectionPass(),
         ReshapePass(),
         common.IdentityEliminationPass(),
         common.CommonSubexpressionEliminationPass(),

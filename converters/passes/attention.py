@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from wasi_export.converters.passes.values import integers
+from wasi_export.converters.passes.values import integers, only_user
 
 _HEADS_FIRST = (2, 0, 3, 1, 4)  # [B, N, 3, H, D] → [3, B, H, N, D]
 _HEADS_BACK = (0, 2, 1, 3)  # [B, H, N, D] → [B, N, H, D]
@@ -103,10 +103,10 @@ def _leading_slice(value: ir.Value | None) -> tuple[ir.Value | None, int | None]
 
 def _merge_of_heads(attention: ir.Node) -> ir.Node | None:
     """Returns the only user of the output, a Reshape of it transposed back."""
-    transpose = _only_user(attention.outputs[0], "Transpose")
+    transpose = only_user(attention.outputs[0], "Transpose")
     if transpose is None or tuple(transpose.attributes.get_ints("perm", ())) != _HEADS_BACK:
         return None
-    merge = _only_user(transpose.outputs[0], "Reshape")
+    merge = only_user(transpose.outputs[0], "Reshape")
     target = integers(merge.inputs[1]) if merge is not None else None
     # A zero in the target copies a size of the input, which would be another input.
     return merge if target and 0 not in target else None
@@ -115,8 +115,3 @@ def _merge_of_heads(attention: ir.Node) -> ir.Node | None:
 def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
     node = value.producer() if value is not None else None
     return node if node is not None and node.op_type == op_type and node.domain == "" else None
-
-
-def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
-    users = [usage.node for usage in value.uses()]
-    return users[0] if len(users) == 1 and users[0].op_type == op_type else None

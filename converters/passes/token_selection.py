@@ -14,13 +14,11 @@ Exact: each token that is left is computed as before. Nothing is rewritten where
 where something else reads all tokens.
 """
 
-from collections.abc import Sequence
-
-import numpy as np
 import onnx_ir as ir
 
+from wasi_export.converters.passes.linears import SplitLinear, add_integers, add_parameter
 from wasi_export.converters.passes.token_steps import Layout, Step, step_to
-from wasi_export.converters.passes.values import integers, is_own_parameter, sizes
+from wasi_export.converters.passes.values import integers, sizes
 
 
 class TokenSelectionPass(ir.passes.InPlacePass):
@@ -118,7 +116,7 @@ class _Selection:
             return self._reshape(
                 self._cut(self._reshape(value, [-1, self.tokens, *rest]), Layout(1)), [-1, *rest]
             )
-        gather = ir.node("Gather", [value, self._constant(self.indices)], {"axis": layout.axis})
+        gather = ir.node("Gather", [value, add_integers(self.graph, self.indices)], {"axis": layout.axis})
         self._insert(gather)
         return self._described(gather.outputs[0], value, layout)
 
@@ -148,44 +146,22 @@ class _Selection:
 
         The other parts are left to the rest of the Linear, in place.
         """
-        gemm, views = _linear_before(split)
-        if gemm is None or value is not split.outputs[0]:
+        linear = SplitLinear.before(split)
+        if linear is None or value is not split.outputs[0]:
             return None
-        width, *rest = (sizes(output)[-1] for output in split.outputs)
-        rows = self._narrow(_input(gemm, 0), Layout(0, merged=True))
-        parts = [_cut_rows(self.graph, _input(gemm, i), width) for i in range(1, len(gemm.inputs))]
-        first = ir.node("Gemm", [rows, *(part for part, _ in parts)], {"transB": 1})
-        self._insert(first)
-        for index, (_, part) in enumerate(parts, start=1):
-            gemm.replace_input_with(index, part)
-        for view in views:
-            target = integers(view.inputs[1]) or []
-            view.replace_input_with(1, self._constant([*target[:-1], sum(rest)]))
-        for node in (gemm, *views):
-            shape = node.outputs[0].shape
-            assert shape is not None
-            node.outputs[0].shape = ir.Shape([*shape[:-1], sum(rest)])
-        others = ir.node(
-            "Split", [split.inputs[0], self._constant(rest)], {"axis": -1}, num_outputs=len(rest)
-        )
-        self.graph.insert_before(split, others)
-        for old, made in zip(split.outputs[1:], others.outputs, strict=True):
-            made.type, made.shape = old.type, old.shape
-            old.replace_all_uses_with(made)
-        return self._reshape(first.outputs[0], [-1, len(self.indices), width])
+        rows, width = self._narrow(_input(linear.gemm, 0), Layout(0, merged=True)), sizes(value)[-1]
+        parameters = [add_parameter(self.graph, *part) for part in linear.take(0)]
+        own = ir.node("Gemm", [rows, *parameters], {"transB": 1})
+        self._insert(own)
+        return self._reshape(own.outputs[0], [-1, len(self.indices), width])
 
     def _reshape(self, value: ir.Value, target: list[int]) -> ir.Value:
-        node = ir.node("Reshape", [value, self._constant(target)])
+        node = ir.node("Reshape", [value, add_integers(self.graph, target)])
         self._insert(node)
         output = node.outputs[0]
         output.type = self.data.type
         output.shape = ir.Shape([None if size == -1 else size for size in target])
         return output
-
-    def _constant(self, values: Sequence[int]) -> ir.Value:
-        node = ir.node("Constant", [], {"value": ir.tensor(list(values), ir.DataType.INT64)})
-        self.graph.insert_before(self.graph[0], node)
-        return node.outputs[0]
 
     def _described(self, made: ir.Value, old: ir.Value, layout: Layout) -> ir.Value:
         """Returns a narrowed value with the type and the shape that it has."""
@@ -203,33 +179,3 @@ def _input(node: ir.Node, index: int) -> ir.Value:
     value = node.inputs[index]
     assert value is not None
     return value
-
-
-def _linear_before(split: ir.Node) -> tuple[ir.Node | None, list[ir.Node]]:
-    """Returns the Gemm of own parameters that a Split alone uses, and the Reshapes between them."""
-    views: list[ir.Node] = []
-    value = split.inputs[0]
-    while value is not None and len(value.uses()) == 1:
-        node = value.producer()
-        if node is None or node.op_type not in ("Reshape", "Gemm"):
-            break
-        if node.op_type == "Gemm":
-            own = node.attributes.get_int("transB", 0) == 1 and all(map(is_own_parameter, node.inputs[1:]))
-            return (node if own else None), views
-        views.append(node)
-        value = node.inputs[0]
-    return None, []
-
-
-def _cut_rows(graph: ir.Graph, parameter: ir.Value, rows: int) -> tuple[ir.Value, ir.Value]:
-    """Returns the first rows of a parameter and the rest, named as Python writes them."""
-    assert parameter.const_value is not None
-    array = parameter.const_value.numpy()
-    parts = {f"{parameter.name}[:{rows}]": array[:rows], f"{parameter.name}[{rows}:]": array[rows:]}
-    values = []
-    for name, part in parts.items():
-        tensor = ir.tensor(np.ascontiguousarray(part), name=name)
-        value = ir.Value(name=name, shape=ir.Shape(part.shape), type=parameter.type, const_value=tensor)
-        graph.register_initializer(value)
-        values.append(value)
-    return values[0], values[1]

@@ -26,3 +26,9 @@ def count(numbers: list[int]) -> int | None:
 def is_own_parameter(value: ir.Value | None) -> bool:
     """Returns whether a value is an initializer that one node uses."""
     return value is not None and value.is_initializer() and len(value.uses()) == 1
+
+
+def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
+    """Returns the node that alone uses a value, if it is of this kind."""
+    users = [usage.node for usage in value.uses()]
+    return users[0] if len(users) == 1 and users[0].op_type == op_type and not users[0].domain else None

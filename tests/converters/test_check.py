@@ -162,6 +162,22 @@ def test_a_factor_may_be_two_parts_of_its_rows() -> None:
         check_factors(model, PLAN)
 
 
+def test_a_factor_may_be_part_of_a_product_of_two() -> None:
+    model = make_model()
+    cut_left(model, 3)
+    for tensor in model.graph.initializer:
+        if tensor.name == "fc1.left[3:]":
+            tensor.name = "other.right @ fc1.left[3:]"
+    model.graph.node[2].input[1] = "other.right @ fc1.left[3:]"
+    check_factors(model, PLAN)
+    for tensor in model.graph.initializer:
+        if tensor.name == "other.right @ fc1.left[3:]":
+            tensor.name = "other.right @ fc1.left[4:]"
+    model.graph.node[2].input[1] = "other.right @ fc1.left[4:]"
+    with pytest.raises(CheckFailedError, match=r"fc1.left has shape \[3, 2\]"):
+        check_factors(model, PLAN)
+
+
 @pytest.mark.parametrize(
     ("part", "message"),
     [(0, r"fc1.left has shape \[5, 2\]"), (1, r"fc1.left has shape \[3, 2\]")],

@@ -112,12 +112,29 @@ def test_every_parameter_is_in_the_file_by_its_name_and_as_torch_has_it(
     added = {name for name in parameters if name.endswith(("pos_embed", "cls_token", "reg_token"))}
     assert len(folded) == 8
     assert len(added) == 3
-    for name in parameters.keys() - added:
-        found = initializers.get(name)
-        if found is None:
-            rows = len(parameters[name]) // 3  # q has a Linear of its own in the last block
-            found = np.concatenate([initializers[f"{name}[:{rows}]"], initializers[f"{name}[{rows}:]"]])
-        np.testing.assert_array_equal(found, parameters[name], err_msg=name)
+    cut = re.compile(r"(.+)\[(\d*):(\d*)\]")
+    found: dict[str, list[str]] = {}
+    for name, value in initializers.items():
+        if " @ " in name:
+            first, second = name.split(" @ ")
+            owner, start, _ = cut.fullmatch(second).groups()
+            heads = zip(
+                np.split(parameters[first], 3, axis=1),
+                np.split(parameters[owner][int(start) :], 3),
+                strict=True,
+            )
+            expected = np.concatenate([left @ right for left, right in heads])
+            np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6, err_msg=name)
+            found.setdefault(first, [])
+        elif match := cut.fullmatch(name):
+            owner, start, end = match.groups()
+            rows = slice(int(start or 0), int(end) if end else None)
+            np.testing.assert_array_equal(value, parameters[owner][rows], err_msg=name)
+            found.setdefault(owner, []).append(name)
+        elif name in parameters:
+            np.testing.assert_array_equal(value, parameters[name], err_msg=name)
+            found[name] = [name]
+    assert found.keys() == parameters.keys() - added
     assert not {name for name in initializers if name.endswith("gamma")}
 
 

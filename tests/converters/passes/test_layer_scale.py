@@ -2,6 +2,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from onnx_ir.passes.common import ShapeInferencePass
 
 from wasi_export.converters.passes.layer_scale import LayerScalePass
 
@@ -42,7 +43,7 @@ def run(model: ir.Model) -> np.ndarray:
 def fold(text: str) -> tuple[ir.Model, ir.Model, dict[str, str]]:
     before, after = ir.from_onnx_text(text), ir.from_onnx_text(text)
     for model in (before, after):
-        ir.passes.common.ShapeInferencePass()(model)
+        ShapeInferencePass()(model)
     scales = LayerScalePass()
     scales(after)
     return before, after, scales.folded
