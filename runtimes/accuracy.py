@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wasi_export.datasets import ImageSet
 from wasi_export.errors import NothingToCheckError
@@ -41,10 +42,27 @@ def measure_accuracy(
     """
     if len(images) == 0:
         raise NothingToCheckError("the data set has no images, so there is no accuracy: add images")
+    found = predict(session, images, preprocess, batch_size=batch_size, track=track)
+    return AccuracyResult(int((found == images.labels).sum()), len(images))
+
+
+def predict(
+    session: Session,
+    images: ImageSet,
+    preprocess: Preprocess,
+    *,
+    batch_size: int = 32,
+    track: Track = silent,
+) -> NDArray[np.int64]:
+    """Returns the index of the largest logit of each image.
+
+    Raises:
+        DataError: a file is not an image.
+        ModelFailedError: the model cannot take the images.
+    """
     starts = range(0, len(images), batch_size)
-    correct = 0
+    found = []
     for start in track(starts, "accuracy", len(starts)):
-        pairs = [images[index] for index in range(start, min(start + batch_size, len(images)))]
-        logits = session.run(preprocess.batch([image for image, _ in pairs]))
-        correct += int((logits.argmax(axis=1) == np.array([label for _, label in pairs])).sum())
-    return AccuracyResult(correct, len(images))
+        batch = [images[index][0] for index in range(start, min(start + batch_size, len(images)))]
+        found.append(session.run(preprocess.batch(batch)).argmax(axis=1))
+    return np.concatenate(found)

@@ -58,6 +58,18 @@ def measure_parity(
     return tuple(results)
 
 
+def relative_error(model_path: Path, golden: Golden) -> float:
+    """Returns ‖outputs - reference‖ / ‖reference‖ over all golden images, for graphs that are not exact.
+
+    Raises:
+        HostError: the model needs a newer onnxruntime.
+        ModelFailedError: the model does not load, or fails.
+    """
+    outputs = Session.open(model_path).run(golden.images).astype(np.float64)
+    error = float(np.linalg.norm(outputs - golden.outputs) / np.linalg.norm(golden.outputs))
+    return error if np.isfinite(error) else float("inf")
+
+
 def worst(results: Sequence[ParityResult]) -> ParityResult:
     """Returns the result with the largest error."""
     return max(results, key=lambda result: result.max_error)

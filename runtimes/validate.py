@@ -6,7 +6,7 @@ for which there is nothing to measure is `no data`, which never passes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from wasi_export.artifact import MODEL, Bundle, write_bytes
@@ -18,9 +18,12 @@ from wasi_export.report import Check, Latency, Report, to_markdown
 from wasi_export.runtimes.accuracy import AccuracyResult, measure_accuracy
 from wasi_export.runtimes.bench import measure_latency
 from wasi_export.runtimes.host import describe_host
-from wasi_export.runtimes.parity import measure_parity, worst
+from wasi_export.runtimes.parity import measure_parity, relative_error, worst
 from wasi_export.runtimes.preprocess import Preprocess
 from wasi_export.runtimes.session import Session
+
+QUANTIZED_MARGIN = 1.5
+"""By how much rounding on another processor may raise the error of a quantised graph."""
 
 
 def validate(
@@ -57,7 +60,10 @@ def validate(
     baseline_accuracy = _accuracy(baseline, images, threads, track)
     latency: tuple[Latency, ...] = ()
     if baseline:
-        models = (("baseline", baseline.model_path), ("bundle", bundle.model_path))
+        models = [("baseline", baseline.model_path), ("bundle", bundle.model_path)]
+        for name, owner in (("baseline", baseline), ("bundle", bundle)):
+            if owner.manifest.quantized is not None and owner.quantized_path is not None:
+                models.append((f"{name}, {owner.manifest.quantized.form}", owner.quantized_path))
         latency = measure_latency(models, threads=threads, rounds=rounds, track=track)
     checks = (
         integrity,
@@ -67,6 +73,7 @@ def validate(
         _drop_check(accuracy, baseline_accuracy, thresholds.max_accuracy_drop),
         _latency_check(latency, thresholds.max_latency_ratio),
         _size_check(bundle, thresholds.max_size_mb),
+        *_quantized_checks(bundle, accuracy, images, threads, track),
     )
     return Report(
         bundle=str(bundle.path),
@@ -140,7 +147,7 @@ def _drop_check(
 def _latency_check(latency: Sequence[Latency], threshold: float | None) -> Check | None:
     if not latency:
         return _without_data("latency ratio", threshold, "give --baseline")
-    baseline, own = latency
+    baseline, own = latency[:2]
     detail = (
         f"p50 {own.p50_ms:.2f} ms, baseline {baseline.p50_ms:.2f} ms; "
         f"quartiles of the ratio {own.ratio_low:.3f}–{own.ratio_high:.3f}"
@@ -150,6 +157,24 @@ def _latency_check(latency: Sequence[Latency], threshold: float | None) -> Check
 
 def _size_check(bundle: Bundle, threshold: float | None) -> Check:
     return _at_most("size", bundle.manifest.files[MODEL].size_bytes / 1e6, threshold, MODEL, unit="MB")
+
+
+def _quantized_checks(
+    bundle: Bundle, accuracy: AccuracyResult | None, images: ImageSet | None, threads: int, track: Track
+) -> Iterator[Check]:
+    """Yields the checks of the graph in smaller numbers, against what was measured of it at export."""
+    facts, path = bundle.manifest.quantized, bundle.quantized_path
+    if facts is None or path is None:
+        return
+    error = relative_error(path, bundle.golden())
+    detail = f"{path.name}; {facts.error:.2g} at export, {QUANTIZED_MARGIN:g} times that is allowed"
+    yield _at_most(f"{facts.form} error", error, QUANTIZED_MARGIN * facts.error, detail)
+    if accuracy is not None and images is not None:
+        session = Session.open(path, threads=threads)
+        own = measure_accuracy(session, images, Preprocess(bundle.manifest.input), track=track)
+        detail = f"fp32 {accuracy.top1:.4f}, {facts.form} {own.top1:.4f}"
+        drop = (accuracy.correct - own.correct) / own.total
+        yield _at_most(f"{facts.form} accuracy drop", drop, None, detail)
 
 
 def _at_most(name: str, value: float, threshold: float | None, detail: str, unit: str = "") -> Check:

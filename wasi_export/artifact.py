@@ -3,6 +3,7 @@
     bundle/ manifest.json      sha256 and size of every other file, and all a reader needs to know
             manifest.sha256    of manifest.json, as `sha256sum` writes and checks it
             model.onnx         inference graph, factors explicit, dynamic batch
+            model.int8.onnx    or model.fp16.onnx: the same in smaller numbers, where asked for
             golden/golden.safetensors   inputs, reference outputs, labels: a board checks itself with them
             config.toml plan.json
 
@@ -23,13 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from wasi_export.config import Frozen, TrainMethod
+from wasi_export.config import Frozen, NumberForm, TrainMethod
 from wasi_export.errors import ArtifactExistsError, IntegrityError, UsageError
 from wasi_export.ranks import LayerPlan
 
 MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.sha256"
 MODEL = "model.onnx"
+QUANTIZED_MODELS: Mapping[NumberForm, str] = {"int8": "model.int8.onnx", "fp16-storage": "model.fp16.onnx"}
 GOLDEN = "golden/golden.safetensors"
 
 _REPAIR = "export it again or copy it again"
@@ -64,6 +66,28 @@ class ModelFacts(Frozen):
     layers: tuple[LayerPlan, ...] = ()
 
 
+class Quantized(Frozen):
+    """The graph in smaller numbers, or why it was left out. Measured against the fp32 graph at export."""
+
+    form: NumberForm
+    file: str | None = Field(description="None: it was not good enough")
+    reason: str = Field("", description="why it was left out")
+    error: float = Field(description="norm of the outputs' error over that of the outputs, on golden images")
+    accuracy_drop: float = Field(description="share of the images that are right in fp32 and lost")
+    images: int = Field(description="that the drop was measured on")
+    latency_ratio: float = Field(description="time over that of the fp32 graph, where it was exported")
+    kept: tuple[str, ...] = Field((), description="weights whose products stay fp32")
+
+    def __str__(self) -> str:
+        if self.file is None:
+            return f"no {self.form}: it {self.reason}"
+        kept = f", {len(self.kept)} products in fp32" if self.kept else ""
+        return (
+            f"{self.form}, {self.accuracy_drop:+.1%} of {self.images} images lost, error {self.error:.1e}, "
+            f"{self.latency_ratio:.2f} of the time of fp32{kept}"
+        )
+
+
 class Manifest(Frozen):
     """All that a reader needs to know of a bundle, and the hashes that make it trustworthy."""
 
@@ -77,6 +101,7 @@ class Manifest(Frozen):
     ir_version: int
     min_onnxruntime: str
     parity_error: float = Field(description="largest error over output scale at export")
+    quantized: Quantized | None = None
     seed: int
     data_fingerprint: str | None = Field(description="hash of the training images and labels")
     metrics: Mapping[str, float] = Field(description="of the training run")
@@ -105,6 +130,12 @@ class Bundle:
     def model_path(self) -> Path:
         """The inference graph."""
         return self.path / MODEL
+
+    @property
+    def quantized_path(self) -> Path | None:
+        """The same graph in smaller numbers, where there is one."""
+        quantized = self.manifest.quantized
+        return None if quantized is None or quantized.file is None else self.path / quantized.file
 
     @classmethod
     def open(cls, path: Path) -> Self:

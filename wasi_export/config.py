@@ -20,6 +20,8 @@ FactorMethod = Literal["sequential", "whitened", "plain"]
 Sensitivity = Literal["none", "features", "output"]
 DenseMethod = Literal["auto", "lora", "full"]
 Fold = Literal["never", "auto", "always"]
+NumberForm = Literal["int8", "fp16-storage"]
+Quantize = Literal["none", "auto", "int8", "fp16-storage"]
 ActivationMode = Literal["none", "feature", "feature+token", "feature+token+batch"]
 Allocation = Literal["uniform", "output_error", "perplexity"]
 TrainMethod = Literal["dense", "subspace"]
@@ -282,6 +284,11 @@ class ExportConfig(Frozen):
         "never",
         description="whether factored layers are multiplied out: auto: those that are faster dense on this "
         "machine; always: all",
+    )
+    quantize: Quantize = Field(
+        "none",
+        description="a second graph. int8: refused unless as accurate, and faster here; auto: int8 where so; "
+        "fp16-storage: half the file, the same speed",
     )
     golden_images: int = Field(8, ge=1, description="real images stored with their reference outputs")
 

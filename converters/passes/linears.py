@@ -87,10 +87,10 @@ class SplitLinear:
             old.replace_all_uses_with(made)
 
 
-def add_parameter(graph: ir.Graph, name: str, array: NDArray[np.float32]) -> ir.Value:
+def add_parameter(graph: ir.Graph, name: str, array: NDArray[np.floating]) -> ir.Value:
     """Returns a new initializer of a graph."""
     tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-    type_ = ir.TensorType(ir.DataType.FLOAT)
+    type_ = ir.TensorType(tensor.dtype)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=type_, const_value=tensor)
     graph.register_initializer(value)
     return value

@@ -1,6 +1,7 @@
 """The export command on a real run and on plain checkpoints: what it writes, and what it refuses."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,14 @@ from typer.testing import CliRunner, Result
 
 from wasi_export.artifact import Bundle
 from wasi_export.cli import app
-from wasi_export.config import Config
+from wasi_export.cli._quantize import MAX_DROP
+from wasi_export.config import Config, Thresholds
 from wasi_export.datasets import load_data
+from wasi_export.errors import ExitCode
 from wasi_export.ranks import Plan
 from wasi_export.runtimes.parity import measure_parity
 from wasi_export.runtimes.preprocess import Preprocess
+from wasi_export.runtimes.validate import validate
 from wasi_export.training.stage import train_run
 
 KWARGS = {"patch_size": 4, "embed_dim": 96, "depth": 1, "num_heads": 3}
@@ -34,6 +38,10 @@ CONFIG = {
 
 def call(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["export", *map(str, arguments)])
+
+
+def inspected(bundle: Path) -> str:
+    return CliRunner().invoke(app, ["inspect", str(bundle)]).stdout
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -156,6 +164,42 @@ def test_factors_are_multiplied_out_where_that_is_asked_for(run_dir: Path, tmp_p
             assert layer.factored_ms is not None
             assert dense == (layer.dense_ms < layer.factored_ms)
     assert bundle.manifest.parity_error <= 1e-5
+
+
+@pytest.mark.slow
+def test_a_graph_in_half_is_added_and_validated(run_dir: Path, tmp_path: Path) -> None:
+    result = call(run_dir, "-o", tmp_path / "bundle", "--quantize", "fp16-storage")
+    assert result.exit_code == 0, result.output
+    bundle = Bundle.open(tmp_path / "bundle")
+    facts, path = bundle.manifest.quantized, bundle.quantized_path
+    assert facts is not None
+    assert path == tmp_path / "bundle" / "model.fp16.onnx"
+    assert path.stat().st_size < 0.7 * bundle.model_path.stat().st_size
+    assert facts.error < 5e-3
+    assert facts.images == 20
+    assert str(facts) in inspected(tmp_path / "bundle")
+    report = validate(bundle, Thresholds(), images=load_data(Config.from_mapping(CONFIG).data)[1])
+    checks = {check.name: check.status for check in report.checks}
+    assert (checks["fp16-storage error"], checks["fp16-storage accuracy drop"]) == ("passed", "info")
+    wrong = facts.model_copy(update={"error": 0.1 * facts.error})
+    forged = replace(bundle, manifest=bundle.manifest.model_copy(update={"quantized": wrong}))
+    assert validate(forged, Thresholds()).exit_code == ExitCode.CHECK_FAILED
+
+
+@pytest.mark.slow
+def test_int8_is_shipped_only_if_it_is_good_enough(run_dir: Path, tmp_path: Path) -> None:
+    result = call(run_dir, "-o", tmp_path / "auto", "--quantize", "auto")
+    assert result.exit_code == 0, result.output
+    bundle = Bundle.open(tmp_path / "auto")
+    facts = bundle.manifest.quantized
+    assert facts is not None
+    good = facts.accuracy_drop <= MAX_DROP and facts.latency_ratio < 1
+    assert (bundle.path / "model.int8.onnx").exists() == good == (facts.reason == "")
+    wanted = call(run_dir, "-o", tmp_path / "int8", "--quantize", "int8")
+    if not good:
+        assert wanted.exit_code == 1
+        assert not (tmp_path / "int8").exists()
+        assert f"int8 {facts.reason.split()[0]}" in wanted.stderr
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from wasi_export.artifact import (
     write_bytes,
 )
 from wasi_export.cli._fold import choose_folds
+from wasi_export.cli._quantize import Source, add_quantized
 from wasi_export.config import Config
 from wasi_export.converters.check import check_factors, graph_facts
 from wasi_export.converters.inference import OUTPUT_NAME, export_inference, reference_outputs
@@ -64,6 +65,8 @@ class Classifier:
     """The factored layers; None for a dense model."""
     images: ImageSet
     """Where the golden images come from."""
+    labelled: bool = True
+    """Whether their labels are the model's classes."""
     data_fingerprint: str | None = None
     metrics: tuple[tuple[str, float], ...] = ()
 
@@ -148,14 +151,15 @@ def export_model(
                 reasons = "; ".join(f"{layer.name} {layer.reason}" for layer in plan.layers[:2])
                 raise UnsupportedModelError(f"no layer of {config.model.name} pays to factor: {reasons}")
         spec = input_spec(model, config)
-        write_checked(Classifier(model.cpu(), config, spec, classes, plan, images), folder, track=track)
+        classifier = Classifier(model.cpu(), config, spec, classes, plan, images, labelled=False)
+        write_checked(classifier, folder, track=track)
     return Bundle.open(destination)
 
 
 def write_checked(classifier: Classifier, folder: Path, *, track: Track = silent) -> None:
     """Writes the files of a bundle into an empty folder, the manifest last, and checks the model on the way.
 
-    The same classifier and SOURCE_DATE_EPOCH give the same bytes, if no layer is folded by its time.
+    The same classifier and SOURCE_DATE_EPOCH give the same bytes, if nothing is decided or told by times.
 
     Args:
         classifier: whose model loses the factors that are folded.
@@ -174,6 +178,8 @@ def write_checked(classifier: Classifier, folder: Path, *, track: Track = silent
     write_bytes(folder / GOLDEN, save(vars(golden)))
     parity = measure_parity(folder / MODEL, golden)
     require_parity(parity, config.thresholds.max_parity_error or PARITY_TOLERANCE)
+    source = Source(graph, folder / MODEL, golden, classifier.images, classifier.spec, classifier.labelled)
+    quantized = add_quantized(source, config.export.quantize, track=track)
     write_bytes(folder / "config.toml", config.to_toml().encode())
     if classifier.plan is not None:
         write_bytes(folder / "plan.json", plan.model_dump_json(indent=2).encode())
@@ -193,6 +199,7 @@ def write_checked(classifier: Classifier, folder: Path, *, track: Track = silent
         ir_version=facts.ir_version,
         min_onnxruntime=facts.min_onnxruntime,
         parity_error=worst(parity).max_error,
+        quantized=quantized,
         seed=config.seed,
         data_fingerprint=classifier.data_fingerprint,
         metrics=dict(classifier.metrics),

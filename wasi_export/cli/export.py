@@ -49,6 +49,10 @@ def export(
         Literal["never", "auto", "always"] | None,
         typer.Option(help="Multiply factors out: where dense is faster here (auto), or everywhere."),
     ] = None,
+    quantize: Annotated[
+        Literal["none", "auto", "int8", "fp16-storage"] | None,
+        typer.Option(help="Add a graph in int8, if it is as accurate and faster here, or in half."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle that is there.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -77,7 +81,11 @@ def export(
         from wasi_export.converters.check import newest_opset
 
         opset = newest_opset(target_runtime)
-    chosen = {key: value for key, value in (("opset", opset), ("fold", fold)) if value is not None}
+    chosen = {
+        key: value
+        for key, value in (("opset", opset), ("fold", fold), ("quantize", quantize))
+        if value is not None
+    }
     prepare_torch()
     from wasi_export.cli._bundle import export_model, export_run
 
@@ -128,6 +136,7 @@ def _print_bundle(bundle: "Bundle") -> None:
             ("opset", f"{manifest.opset}, onnxruntime ≥ {manifest.min_onnxruntime}"),
             ("classes", f"{len(manifest.classes):,}"),
             ("parity error", f"{manifest.parity_error:.1e} of the output scale"),
+            *([("quantized", str(manifest.quantized))] if manifest.quantized else []),
             ("bundle", str(bundle.path)),
         ],
         align="lr",

@@ -42,6 +42,7 @@ def inspect(
             ("opset", f"{manifest.opset}, IR version {manifest.ir_version}"),
             ("needs", f"onnxruntime {manifest.min_onnxruntime}"),
             ("parity error at export", f"{manifest.parity_error:.1e}"),
+            *([("quantized", str(manifest.quantized))] if manifest.quantized else []),
             *((name, f"{value:g}") for name, value in manifest.metrics.items()),
             ("made with", ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items())),
         ],
