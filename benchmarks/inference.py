@@ -1,132 +1,256 @@
-"""Latency and size of the exported model against its dense twin, for several fractions of the parameters.
+"""Latency, size and error of exported models: dense and low-rank, fp32 and int8, beside torch and OpenVINO.
 
-    python benchmarks/inference.py --json benchmarks/results/inference.json
+    python benchmarks/inference.py                          # all models that are not in the result; an hour
+    python benchmarks/inference.py --models vit_small_patch16_224
+    python benchmarks/inference.py --docs                   # tables into docs/inference.md, no run
+    python benchmarks/inference.py --json                   # prints the result
 
-Both go through the same export. Weights are random, which latency does not depend on: the figures are those
-of any trained model with these ranks. The dense graph as torch writes it is measured beside them, because a
-ratio to it alone would credit the factors with what the export gives the dense model too.
+Weights are random, which latency does not depend on. Every Linear of a block has the rank that the fraction f
+gives it, as `subspace.fraction` does (multiples of 8); rows "in 16s" have them in multiples of 16. All graphs
+of a model run in turns, batch 1, one thread, CPU time of the process; errors are against torch, of fp32 the
+largest one over the scale of the output at batch 1, 2 and 7, of int8 the norm of the error over that of the
+output.
+
+The result is written after each model.
 """
 
 import argparse
 import json
-import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
-import timm
 import torch
+from inference_tables import to_markdown
+from numpy.typing import NDArray
+from step_plans import CLASSES, make_plan
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from wasi_export.artifact import InputSpec
-from wasi_export.config import Config, SubspaceConfig
-from wasi_export.converters.check import check_factors, graph_facts
-from wasi_export.converters.inference import export_inference
+from wasi_export.artifact import Golden, InputSpec, write_bytes
+from wasi_export.config import ModelConfig
+from wasi_export.converters.check import check_factors
+from wasi_export.converters.inference import export_inference, reference_outputs
+from wasi_export.converters.quantize import to_int8
 from wasi_export.ranks import Plan
-from wasi_export.report import Latency
 from wasi_export.runtimes.bench import measure_latency
 from wasi_export.runtimes.host import describe_host
-from wasi_export.subspace.inject import factorize_model
-from wasi_export.training.models import create_model, input_spec
+from wasi_export.runtimes.parity import measure_parity, relative_error, worst
+from wasi_export.runtimes.session import Session
+from wasi_export.subspace.inject import install_layers
+from wasi_export.training.models import create_model
+
+RESULT, PAGE = Path("benchmarks/results/inference.json"), Path("docs/inference.md")
+MARK, END = "<!-- benchmarks/inference.py -->\n", "<!-- end -->"
+MODELS = (
+    "vit_tiny_patch16_224",
+    "vit_small_patch16_224",
+    "deit3_small_patch16_224",
+    "vit_base_patch32_224",
+    "vit_base_patch16_224",
+    "swin_tiny_patch4_window7_224",
+)
+FRACTIONS, ALIGNED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9), (0.2, 0.4)
+SIZE, OPSET, ROUNDS, PEER_ROUNDS = 224, 23, 25, 15
+SPEC = InputSpec(height=SIZE, width=SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 def main() -> None:
-    """Exports, measures and prints; writes JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="vit_small_patch16_224", help="timm model name")
-    parser.add_argument("--fractions", type=float, nargs="+", default=[0.2, 0.4])
-    parser.add_argument("--opset", type=int, default=23)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, with samples")
+    """Measures what is missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME")
+    parser.add_argument("--docs", action="store_true", help="tables into the page, no run")
+    parser.add_argument("--json", action="store_true", help="print the result")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        files = export_all(options.model, options.fractions, options.opset, Path(folder))
-        latencies = measure_latency(
-            [(path.stem, path) for path in files],
-            batch=options.batch,
-            threads=options.threads,
-            rounds=options.rounds,
-        )
-        rows = [describe(path, latency) for path, latency in zip(files, latencies, strict=True)]
-    host = describe_host()
-    print(f"{options.model}, batch {options.batch}, {options.threads} thread(s), {host.processor}")
-    for row, latency in zip(rows, latencies, strict=True):
-        quartiles = f"{latency.ratio_low:.3f} to {latency.ratio_high:.3f}"
-        print(
-            f"{latency.model:12} p50 {latency.p50_ms:7.2f} ms  p99 {latency.p99_ms:7.2f} ms  "
-            f"ratio {latency.ratio_to_first:.3f} ({quartiles})  {row['size_mb']:6.1f} MB  "
-            f"{row['nodes']} nodes"
-        )
+    result = {"protocol": __doc__, "host": describe_host().model_dump(mode="json"), "models": []}
+    if RESULT.exists():
+        result = json.loads(RESULT.read_text(encoding="utf-8"))
+    known = {measured["model"] for measured in result["models"]}
+    if not (options.docs or options.json):
+        for name in (name for name in options.models if name not in known):
+            result["models"].append({"model": name, **measure_model(name)})
+            write_bytes(RESULT, json.dumps(result, indent=1).encode() + b"\n")
+    if options.docs:
+        page = PAGE.read_text(encoding="utf-8")
+        start, end = page.index(MARK) + len(MARK), page.index(END)
+        write_bytes(PAGE, f"{page[:start]}{to_markdown(result)}\n{page[end:]}".encode())
     if options.json:
-        document = {
-            "command": " ".join(["python", *sys.argv]),
-            "model": options.model,
-            "opset": options.opset,
-            "host": host.model_dump(),
-            "rows": rows,
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps(result, indent=1))
 
 
-def export_all(name: str, fractions: Sequence[float], opset: int, folder: Path) -> list[Path]:
-    """Writes dense.onnx, dense-torch.onnx and one file a fraction; returns their paths, dense first."""
-    config = Config.from_mapping({"model": {"name": name}})
+def measure_model(name: str) -> dict[str, Any]:
+    """Returns the rows of a model, and those of other runtimes."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = write_graphs(name, Path(folder))
+        files = [(row["row"], row.pop("path")) for row in rows]
+        for row, latency in zip(rows, measure_latency(files, rounds=ROUNDS), strict=True):
+            row |= latency.model_dump(include={"p50_ms", "load_ms", "peak_rss_mb"})
+            row["samples_ms"] = [round(sample, 3) for sample in latency.samples_ms]
+        peers = measure_peers(name, dict(files))
+    return {"rows": rows, "peers": peers}
+
+
+def write_graphs(name: str, folder: Path) -> list[dict[str, Any]]:
+    """Writes the graphs of a model, dense first; returns what does not depend on the others."""
+    dense = make_model(name, None)
+    rows = [describe("dense", folder, dense, None), describe_torch_export(dense, folder)]
+    rows.append(describe("dense, int8", folder, dense, None))
+    dense_macs = rows[0]["macs"]
+    for fraction in FRACTIONS:
+        for aligned in (False, True) if fraction in ALIGNED else (False,):
+            plan = plan_of(name, fraction, aligned=aligned)
+            model = make_model(name, plan)
+            row = f"f = {fraction:g}{' in 16s' if aligned else ''}"
+            rows.append(describe(row, folder, model, plan))
+            rows.append(describe(f"{row}, int8", folder, model, plan))
+    for row in rows:
+        row["mac_ratio"] = [now / before for now, before in zip(row["macs"], dense_macs, strict=True)]
+    return rows
+
+
+def plan_of(name: str, fraction: float, *, aligned: bool) -> Plan:
+    """Returns the ranks of a fraction; aligned: multiples of 16 from 32 on."""
+    plan = make_plan(name, fraction, mode="none", size=SIZE)
+    if not aligned:
+        return plan
+    layers = (
+        layer if layer.rank is None else layer.model_copy(update={"rank": max(32, layer.rank // 16 * 16)})
+        for layer in plan.layers
+    )
+    return plan.model_copy(update={"layers": tuple(layers)})
+
+
+def make_model(name: str, plan: Plan | None) -> nn.Module:
+    """Returns a model with random weights, of the ranks of a plan."""
     torch.manual_seed(0)
-    dense = create_model(config.model, timm.get_pretrained_cfg(name).num_classes or 1000)
-    spec = input_spec(dense, config)
-    files = [
-        export_checked(dense, spec, Plan(activation_mode="none", layers=()), opset, folder / "dense.onnx")
-    ]
-    files.append(export_as_torch_does(dense, spec, opset, folder / "dense-torch.onnx"))
-    for fraction in fractions:
-        model = create_model(config.model, timm.get_pretrained_cfg(name).num_classes or 1000)
-        plan = factorize_model(
-            model, [], SubspaceConfig(method="plain", fraction=fraction, activation="none"), total=0
-        )
-        files.append(export_checked(model, spec, plan, opset, folder / f"f={fraction:g}.onnx"))
-    return files
+    model = create_model(ModelConfig(name=name, img_size=SIZE), CLASSES)
+    if plan is not None:
+        install_layers(model, plan)
+    return model.eval()
 
 
-def export_checked(model: nn.Module, spec: InputSpec, plan: Plan, opset: int, path: Path) -> Path:
-    """Writes the project's export of the model; returns the path."""
-    graph = export_inference(model, spec, opset=opset)
-    check_factors(graph, plan)
+def describe(row: str, folder: Path, model: nn.Module, plan: Plan | None) -> dict[str, Any]:
+    """Writes a graph of our export; returns the facts and the error of it."""
+    graph = export_inference(model, SPEC, opset=OPSET)
+    check_factors(graph, plan or Plan(activation_mode="none", layers=()))
+    quantized = row.endswith("int8")
+    path = save(to_int8(graph) if quantized else graph, folder, row)
+    golden = make_golden(model)
+    error = relative_error(path, golden) if quantized else worst(measure_parity(path, golden)).max_error
+    return {"row": row, "path": path, "error": error, **facts(path), "macs": count_macs(model)}
+
+
+def describe_torch_export(model: nn.Module, folder: Path) -> dict[str, Any]:
+    """Writes the graph that torch's own exporter gives of the dense model, as its defaults are."""
+    program = torch.onnx.export(
+        model,
+        (torch.zeros(2, 3, SIZE, SIZE),),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=False,
+        input_names=[SPEC.name],
+        verbose=False,
+    )
+    assert program is not None
+    path = save(program.model_proto, folder, "dense, torch.onnx")
+    error = worst(measure_parity(path, make_golden(model))).max_error
+    return {
+        "row": "dense, torch.onnx",
+        "path": path,
+        "error": error,
+        **facts(path),
+        "macs": count_macs(model),
+    }
+
+
+def save(graph: onnx.ModelProto, folder: Path, row: str) -> Path:
+    """Writes a graph; returns its path."""
+    path = folder / f"{row}.onnx"
     path.write_bytes(graph.SerializeToString())
     return path
 
 
-def export_as_torch_does(model: nn.Module, spec: InputSpec, opset: int, path: Path) -> Path:
-    """Writes torch's own export of the model; returns the path."""
-    images = torch.zeros(2, spec.channels, spec.height, spec.width)
-    batch = {0: torch.export.Dim("batch")}
-    program = torch.onnx.export(
-        model.eval(),
-        (images,),
-        dynamo=True,
-        opset_version=opset,
-        dynamic_shapes=(batch,),
-        external_data=False,
-        input_names=[spec.name],
-        verbose=False,
-    )
-    assert program is not None
-    program.save(path, external_data=False)
-    return path
+def facts(path: Path) -> dict[str, Any]:
+    """Returns the size of a file and its number of nodes."""
+    return {"mb": path.stat().st_size / 1e6, "nodes": len(onnx.load(path).graph.node)}
 
 
-def describe(path: Path, latency: Latency) -> dict[str, object]:
-    """Returns a row of the result file."""
-    facts = graph_facts(onnx.load(path))
-    return {
-        "size_mb": path.stat().st_size / 1e6,
-        "nodes": sum(facts.nodes.values()),
-        "operators": dict(facts.nodes),
-        **latency.model_dump(),
-    }
+def make_golden(model: nn.Module) -> Golden:
+    """Returns random images and what torch gives for them."""
+    images = np.random.default_rng(0).standard_normal((7, 3, SIZE, SIZE), np.float32)
+    return Golden(images, reference_outputs(model, images), np.zeros(7, np.int64))
+
+
+def count_macs(model: nn.Module) -> tuple[int, int]:
+    """Returns the multiply-adds of an image without the products of attention, and with them."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, SIZE, SIZE))
+    counts = {str(op): flops // 2 for op, flops in counter.get_flop_counts()["Global"].items()}
+    products = sum(macs for op, macs in counts.items() if "attention" in op or "bmm" in op)
+    total = sum(counts.values())
+    return total - products, total
+
+
+def measure_peers(name: str, files: dict[str, Path]) -> list[dict[str, Any]]:
+    """Returns CPU ms of other runtimes beside ours, in turns; those that are not installed are left out."""
+    image = np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE), np.float32)
+    runs: dict[str, Callable[[], object]] = {}
+    torch.set_num_threads(1)
+    for row, fraction in (("dense", None), ("f = 0.4", 0.4)):
+        model = make_model(name, None if fraction is None else plan_of(name, fraction, aligned=False))
+        session = Session.open(files[row])
+        runs[f"{row}, onnxruntime"] = _bound(session.run, image)
+        runs[f"{row}, torch eager"] = _bound(torch.inference_mode()(model), torch.from_numpy(image))
+        runs[f"{row}, torch.compile"] = _bound(_compiled(model), torch.from_numpy(image))
+        if (other := _openvino(files[row])) is not None:
+            runs[f"{row}, OpenVINO"] = _bound(other, image)
+    samples = run_in_turns(list(runs.values()), PEER_ROUNDS)
+    return [
+        {"row": row, "p50_ms": float(np.median(column)), "samples_ms": np.round(column, 3).tolist()}
+        for row, column in zip(runs, samples.T, strict=True)
+    ]
+
+
+def _bound(function: Callable[[Any], object], argument: object) -> Callable[[], object]:
+    return lambda: function(argument)
+
+
+def _compiled(model: nn.Module) -> Callable[[Any], object]:
+    compiled = torch.compile(model)
+
+    def run(image: torch.Tensor) -> object:
+        with torch.inference_mode():
+            return compiled(image)
+
+    return run
+
+
+def _openvino(path: Path) -> Callable[[Any], object] | None:
+    try:
+        import openvino
+    except ImportError:
+        return None
+    core = openvino.Core()
+    settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    return core.compile_model(str(path), "CPU", settings)
+
+
+def run_in_turns(runs: Sequence[Callable[[], object]], rounds: int) -> NDArray[np.float64]:
+    """Returns CPU ms [rounds, runs], after two rounds that are not counted."""
+    samples = np.empty((rounds, len(runs)))
+    for round_ in range(-2, rounds):
+        for index, run in enumerate(runs):
+            start = time.process_time_ns()
+            run()
+            if round_ >= 0:
+                samples[round_, index] = (time.process_time_ns() - start) / 1e6
+    return samples
 
 
 if __name__ == "__main__":

@@ -164,9 +164,7 @@ def to_markdown(result: dict[str, Any]) -> str:
         )
         for row in rows
     ]
-    return "\n".join(
-        [markdown_table(head, summary, align="lrrrr"), "", markdown_table(columns, lines, align="llrrl")]
-    )
+    return "\n".join([markdown_table(head, "lrrrr", summary), "", markdown_table(columns, "llrrl", lines)])
 
 
 def passes(row: dict[str, Any]) -> bool:

@@ -1,0 +1,52 @@
+"""Tables of `benchmarks/inference.py` for docs/inference.md."""
+
+from typing import Any
+
+import numpy as np
+
+from wasi_export.report import markdown_table
+
+COLUMNS = (
+    "graph", "p50 ms", "p10 ms", "over dense", "over torch.onnx", "MACs left", "with attention", "MB",
+    "nodes", "load ms", "peak RSS MB", "error",
+)  # fmt: skip
+
+
+def to_markdown(result: dict[str, Any]) -> str:
+    """Returns a table for each model, and one of other runtimes."""
+    blocks = []
+    for measured in result["models"]:
+        blocks.append(f"### {measured['model']}")
+        dense, exported = (np.array(measured["rows"][index]["samples_ms"]) for index in (0, 1))
+        rows = [_row(row, dense, exported) for row in measured["rows"]]
+        blocks.append(markdown_table(COLUMNS, "lrrrrrrrrrrr", rows))
+        peers = measured["peers"]
+        ours = {peer["row"].rsplit(", ", 1)[0]: np.array(peer["samples_ms"]) for peer in peers[::-1]
+                if peer["row"].endswith("onnxruntime")}  # fmt: skip
+        lines = [
+            (
+                peer["row"],
+                f"{peer['p50_ms']:.1f}",
+                f"{np.median(np.array(peer['samples_ms']) / ours[peer['row'].rsplit(', ', 1)[0]]):.2f}",
+            )
+            for peer in peers
+        ]
+        blocks.append(markdown_table(("runtime", "p50 ms", "time over onnxruntime"), "lrr", lines))
+    return "\n\n".join(blocks)
+
+
+def _row(row: dict[str, Any], dense: Any, exported: Any) -> tuple[str, ...]:
+    samples = np.array(row["samples_ms"])
+    return (
+        row["row"],
+        f"{row['p50_ms']:.1f}",
+        f"{np.percentile(samples, 10):.1f}",
+        f"{np.median(dense / samples):.2f}×",
+        f"{np.median(exported / samples):.2f}×",
+        *(f"{ratio:.2f}" for ratio in row["mac_ratio"]),
+        f"{row['mb']:.1f}",
+        str(row["nodes"]),
+        f"{row['load_ms']:.0f}",
+        f"{row['peak_rss_mb']:.0f}",
+        f"{row['error']:.1e}",
+    )

@@ -1,0 +1,52 @@
+"""The inference benchmarks: graphs are what the rows say, and the pages show the committed results."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inference import END, MARK, count_macs, make_model, plan_of
+from inference_tables import to_markdown
+from timm_models import MARK as MODELS_MARK
+from timm_models import passes
+from timm_models import to_markdown as models_to_markdown
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+RESULT = json.loads((RESULTS / "inference.json").read_text(encoding="utf-8"))
+MODELS = json.loads((RESULTS / "timm_models.json").read_text(encoding="utf-8"))
+ROWS = [(measured["model"], row) for measured in RESULT["models"] for row in measured["rows"]]
+
+
+def test_the_page_shows_the_tables_of_the_committed_result() -> None:
+    page = (ROOT / "docs" / "inference.md").read_text(encoding="utf-8")
+    assert page[page.index(MARK) + len(MARK) : page.index(END)] == to_markdown(RESULT) + "\n"
+
+
+@pytest.mark.parametrize(("model", "row"), ROWS, ids=[f"{model}, {row['row']}" for model, row in ROWS])
+def test_every_graph_was_right(model: str, row: dict[str, Any]) -> None:
+    assert row["error"] < (0.1 if row["row"].endswith("int8") else 1e-5)
+
+
+def test_the_page_of_models_shows_the_committed_result() -> None:
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    assert page.endswith(MODELS_MARK + models_to_markdown(MODELS) + "\n")
+
+
+def test_every_vision_transformer_that_was_tried_is_written_directly_and_right() -> None:
+    tried = [row for row in MODELS["models"] if row["source"] in ("vision_transformer", "deit")]
+    assert tried
+    assert all(row["path"] == "direct" and passes(row) for row in tried)
+
+
+def test_ranks_in_sixteens_are_at_most_those_asked_for_and_are_counted() -> None:
+    plain, aligned = (plan_of("vit_tiny_patch16_224", 0.4, aligned=aligned) for aligned in (False, True))
+    for one, other in zip(plain.layers, aligned.layers, strict=True):
+        assert other.rank % 16 == 0
+        assert 32 <= other.rank <= one.rank
+    dense = count_macs(make_model("vit_tiny_patch16_224", None))
+    factored = count_macs(make_model("vit_tiny_patch16_224", aligned))
+    saved = sum(layer.tokens * (layer.dense_parameters - layer.parameters) for layer in aligned.layers)
+    assert dense[0] - factored[0] == dense[1] - factored[1] == saved
+    width, tokens, blocks = 192, 197, 12
+    assert dense[1] - dense[0] == 2 * blocks * tokens**2 * width
