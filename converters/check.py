@@ -170,8 +170,13 @@ def _product_problems(
         value = _array(tensor)
         if value is not None and _is_product(value.reshape(_matrix_shape(tensor)), *factors):
             yield f"{name} is the product of the factors of {layer.name}"
-        elif name == f"{layer.name}.weight" or not (name in dense or name.endswith(".weight")):
+        elif name == f"{layer.name}.weight" or not _is_known(name, dense):
             yield f"{name} has the dense shape {list(tensor.dims)} of {layer.name}, which is factored"
+
+
+def _is_known(name: str, dense: set[str]) -> bool:
+    """Returns whether a name tells what a matrix is: a layer's weight, or a product that was planned."""
+    return name in dense or name.endswith(".weight") or PRODUCT in name
 
 
 def _matrix_shape(tensor: onnx.TensorProto) -> list[int]:

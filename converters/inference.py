@@ -109,6 +109,7 @@ def _simplify(model: ir.Model, name: str) -> ir.Model:
         PackedAttentionPass(),
         ReshapePass(),
         common.RemoveUnusedNodesPass(),
+        common.ShapeInferencePass(),
         scales,
         TokenSelectionPass(),
         ValueProjectionPass(),

@@ -66,9 +66,10 @@ def _find(attention: ir.Node) -> _Match | None:
     if not first_factor or heads != attention.attributes.get_int("q_num_heads", -1):
         return None
     (K, width), R = sizes(projection.inputs[1]), sizes(values.parameters[0])[1]
-    N, Q = sizes(v)[1], sizes(attention.inputs[0])[1]
-    if K > RANK_LIMIT or -1 in (N, Q) or sizes(v)[2] != width:
+    of_v, of_q = sizes(v), sizes(attention.inputs[0])
+    if K > RANK_LIMIT or len(of_v) != 3 or len(of_q) != 3 or -1 in of_v[1:] + of_q[1:] or of_v[2] != width:
         return None
+    N, Q = of_v[1], of_q[1]
     before = N * R * width + Q * N * width + Q * width * K
     after = N * R * heads * K + Q * N * heads * K
     return _Match(attention, values, projection, heads) if after < before else None
