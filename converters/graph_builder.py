@@ -53,6 +53,12 @@ class GraphBuilder:
         """Returns the only output of a new node."""
         return self._tape.op(op_type, inputs, attributes)
 
+    def op_multi_out(
+        self, op_type: str, inputs: Sequence[ir.Value | None], *, outputs: int, **attributes: Attribute
+    ) -> Sequence[ir.Value]:
+        """Returns the outputs of a new node."""
+        return self._tape.op_multi_out(op_type, inputs, attributes, num_outputs=outputs)
+
     def split(self, x: ir.Value, sizes: Sequence[int], axis: int = -1) -> Sequence[ir.Value]:
         """Returns the parts of x along an axis, of these sizes."""
         ends = self.constant(np.array(sizes, np.int64))
@@ -81,10 +87,10 @@ class GraphBuilder:
         """Returns a parameter or buffer of a module under its own name; None where it has none."""
         tensor: Tensor | None = getattr(module, key)
         return (
-            None if tensor is None else self._initializer(f"{self._names[module]}.{key}".lstrip("."), tensor)
+            None if tensor is None else self.initializer(f"{self._names[module]}.{key}".lstrip("."), tensor)
         )
 
-    def constant(self, value: float | NDArray[np.float32] | NDArray[np.int64], name: str = "") -> ir.Value:
+    def constant(self, value: float | NDArray[np.generic], name: str = "") -> ir.Value:
         """Returns a constant; equal ones without a name are one."""
         array = np.asarray(value, np.float32) if isinstance(value, float) else value
         known = name or f"{array.dtype}{list(array.shape)}{array.tobytes().hex()}"
@@ -93,7 +99,8 @@ class GraphBuilder:
             self._initializers[known] = self._tape.initializer(ir.tensor(array, name=made))
         return self._initializers[known]
 
-    def _initializer(self, name: str, tensor: Tensor) -> ir.Value:
+    def initializer(self, name: str, tensor: Tensor) -> ir.Value:
+        """Returns a tensor as a constant of this name."""
         if name not in self._initializers:
             array = tensor.detach().cpu().numpy()
             self._initializers[name] = self._tape.initializer(ir.tensor(array, name=name))

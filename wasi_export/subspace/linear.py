@@ -39,6 +39,8 @@ class SubspaceLinear(nn.Module):
     collect_weight_gradient: bool = False
     """Whether backward adds up the gradient of the weight in `weight_gradient`; the factors then get none."""
     weight_gradient: WeightGradient | None = None
+    plain_autograd: bool = False
+    """Whether torch differentiates the two products, as in a traced step, and nothing is compressed."""
     share_bases: bool = False
     """Whether each of several processes sees a share of the batch, and the bases follow all of it."""
 
@@ -75,7 +77,7 @@ class SubspaceLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """Returns y (…, O) for x (…, I)."""
-        if not self._will_be_differentiated() or torch.compiler.is_exporting():
+        if self.plain_autograd or not self._will_be_differentiated() or torch.compiler.is_exporting():
             return F.linear(F.linear(x, self.right), self.left, self.bias)
         core, bases = self._compress(x)
         return cast(
