@@ -32,11 +32,20 @@ class Preprocess:
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """Returns the input [C, H, W] for an image of any size and mode."""
-        image = image.convert("L" if self.spec.channels == 1 else "RGB")
+        image = image.convert(self.mode)
         size = _resized(image.size, self.spec)
         if size != image.size:
             image = image.resize(size, RESAMPLING[self.spec.interpolation])
-        pixels = np.asarray(_center_crop(image, self.spec), np.float32) / np.float32(255)
+        return self.normalise(_center_crop(image, self.spec))
+
+    @property
+    def mode(self) -> str:
+        """Pillow's mode of the images that the model sees."""
+        return "L" if self.spec.channels == 1 else "RGB"
+
+    def normalise(self, image: Image.Image) -> NDArray[np.float32]:
+        """Returns the input [C, H, W] for an image of its size and mode."""
+        pixels = np.asarray(image, np.float32) / np.float32(255)
         pixels = pixels.reshape(self.spec.height, self.spec.width, self.spec.channels)
         mean, std = np.array(self.spec.mean, np.float32), np.array(self.spec.std, np.float32)
         return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))

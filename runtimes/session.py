@@ -40,13 +40,7 @@ class Session:
             HostError: the model needs a newer onnxruntime.
             ModelFailedError: the model does not load, or does not have one input of four axes.
         """
-        if not path.is_file():
-            raise UsageError(f"no model file {path}: check the path")
-        options = session_options(threads=threads, optimise=optimise)
-        try:
-            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the classes of onnxruntime have no base of their own
-            raise _load_error(path, str(error)) from error
+        session = open_model(path, session_options(threads=threads, optimise=optimise))
         inputs = session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             got = ", ".join(f"{i.name} {i.shape}" for i in inputs)
@@ -64,7 +58,7 @@ class Session:
             (output,) = self._ort.run([self._ort.get_outputs()[0].name], {self.input_name: images})
         except Exception as error:
             raise ModelFailedError(
-                f"{self.path} failed on images {list(images.shape)}: {_one_line(str(error))}"
+                f"{self.path} failed on images {list(images.shape)}: {one_line(str(error))}"
             ) from error
         logits: NDArray[np.float32] = output
         return logits
@@ -82,6 +76,22 @@ class Session:
             raise UsageError(f"{self.path} has no fixed image size, its input is {list(self.input_shape)}")
         shape = (batch, *(axis for axis in image if axis is not None))
         return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def open_model(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    """Returns a model loaded on the CPU.
+
+    Raises:
+        UsageError: there is no such file.
+        HostError: the model needs a newer onnxruntime.
+        ModelFailedError: the model does not load.
+    """
+    if not path.is_file():
+        raise UsageError(f"no model file {path}: check the path")
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the classes of onnxruntime have no base of their own
+        raise _load_error(path, str(error)) from error
 
 
 def session_options(*, threads: int, optimise: bool = True) -> ort.SessionOptions:
@@ -113,9 +123,9 @@ def _load_error(path: Path, message: str) -> HostError | ModelFailedError:
             f"{path} needs operator {unknown[1] or unknown[3]} of opset {unknown[2] or unknown[4]}, which "
             f"{installed} on this machine does not have: {remedy}, or export again with a lower opset"
         )
-    return ModelFailedError(f"{path} does not load in {installed}: {_one_line(message)}")
+    return ModelFailedError(f"{path} does not load in {installed}: {one_line(message)}")
 
 
-def _one_line(message: str) -> str:
+def one_line(message: str) -> str:
     """Returns a message of onnxruntime without its prefix, on one line."""
     return " ".join(re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", message).split())

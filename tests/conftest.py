@@ -32,6 +32,12 @@ def finished_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def learning_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small bundle with a training step, to be read only."""
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "learning", training=True)
+
+
 @pytest.fixture
 def bundle(finished_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the small bundle that a test may break."""

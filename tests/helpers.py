@@ -7,10 +7,37 @@ from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 from PIL import Image
 from safetensors.numpy import save_file
+from training_step_text import MOMENTS, NAMES, evaluate_model, step_model
 
-from wasi_export.artifact import GOLDEN, MODEL, InputSpec, Manifest, ModelFacts, write_bundle_manifest
+from wasi_export.artifact import (
+    EVALUATE,
+    GOLDEN,
+    MODEL,
+    PARAMETERS,
+    STEP,
+    InputSpec,
+    Manifest,
+    ModelFacts,
+    TrainingGraph,
+    write_bundle_manifest,
+)
+from wasi_export.config import AdaptConfig
 from wasi_export.ranks import LayerPlan
 
+TRAINING = TrainingGraph(
+    settings=AdaptConfig(
+        opt="momentum",
+        lr=0.1,
+        weight_decay=0.0,
+        clip_grad=None,
+        recompute="none",
+        batch_size=4,
+        warmup_steps=0,
+    ),
+    parameters=NAMES,
+    optimizer=MOMENTS,
+    parity_error=0.0,
+)
 CLASSES = ("dark", "light")
 SIZE = 4
 SPEC = InputSpec(height=SIZE, width=SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop_pct=1.0)
@@ -60,8 +87,12 @@ def make_bundle(
     classes: tuple[str, ...] = CLASSES,
     golden_images: int = 5,
     golden_error: float = 0.0,
+    training: bool = False,
 ) -> Path:
-    """Writes a bundle into a folder; `golden_error` is added to one reference output, times their scale."""
+    """Writes a bundle into a folder; `golden_error` is added to one reference output, times their scale.
+
+    With `training` it has a training step, that of `training_step_text.py`.
+    """
     (folder / "golden").mkdir(parents=True)
     (folder / MODEL).write_bytes(model or make_model())
     images = np.random.default_rng(1).standard_normal((golden_images, 3, SIZE, SIZE)).astype(np.float32)
@@ -71,7 +102,14 @@ def make_bundle(
     golden = {"images": images, "outputs": outputs, "labels": outputs.argmax(axis=1).astype(np.int64)}
     save_file(golden, folder / GOLDEN)
     (folder / "config.toml").write_text('name = "tiny"\n')
-    write_bundle_manifest(folder, make_manifest(classes=classes))
+    manifest = make_manifest(classes=classes)
+    if training:
+        (folder / "train").mkdir()
+        (folder / STEP).write_bytes(step_model())
+        (folder / EVALUATE).write_bytes(evaluate_model())
+        save_file(factors(), folder / PARAMETERS)
+        manifest = manifest.model_copy(update={"training": TRAINING})
+    write_bundle_manifest(folder, manifest)
     return folder
 
 

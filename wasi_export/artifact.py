@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from wasi_export.config import Frozen, NumberForm, TrainMethod
+from wasi_export.config import AdaptConfig, Frozen, NumberForm, TrainMethod
 from wasi_export.errors import ArtifactExistsError, IntegrityError, UsageError
 from wasi_export.ranks import LayerPlan
 
@@ -33,6 +33,7 @@ MANIFEST_DIGEST = "manifest.sha256"
 MODEL = "model.onnx"
 QUANTIZED_MODELS: Mapping[NumberForm, str] = {"int8": "model.int8.onnx", "fp16-storage": "model.fp16.onnx"}
 GOLDEN = "golden/golden.safetensors"
+STEP, EVALUATE, PARAMETERS = "train/step.onnx", "train/evaluate.onnx", "train/parameters.safetensors"
 
 _REPAIR = "export it again or copy it again"
 
@@ -88,6 +89,22 @@ class Quantized(Frozen):
         )
 
 
+class TrainingGraph(Frozen):
+    """The training step that a bundle has, and how a board is to run it."""
+
+    settings: AdaptConfig
+    parameters: tuple[str, ...] = Field(description="that are trained; inputs and outputs of the graph")
+    optimizer: tuple[str, ...] = Field(description="state of the optimiser, the same")
+    optimise: bool = Field(
+        False, description="whether the runtime may rewrite the graph; then it keeps what is to be recomputed"
+    )
+    parity_error: float = Field(description="of the step's forward pass, largest over the output scale")
+
+    def __str__(self) -> str:
+        s = self.settings
+        return f"{s.trainable} by {s.opt}, {len(self.parameters)} tensors, recompute {s.recompute}"
+
+
 class Manifest(Frozen):
     """All that a reader needs to know of a bundle, and the hashes that make it trustworthy."""
 
@@ -102,6 +119,7 @@ class Manifest(Frozen):
     min_onnxruntime: str
     parity_error: float = Field(description="largest error over output scale at export")
     quantized: Quantized | None = None
+    training: TrainingGraph | None = None
     seed: int
     data_fingerprint: str | None = Field(description="hash of the training images and labels")
     metrics: Mapping[str, float] = Field(description="of the training run")
@@ -250,9 +268,19 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(name).replace(path)
+        sync_folder(path.parent)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes what was renamed in a folder last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,9 @@ NumberForm = Literal["int8", "fp16-storage"]
 Quantize = Literal["none", "auto", "int8", "fp16-storage"]
 ActivationMode = Literal["none", "feature", "feature+token", "feature+token+batch"]
 Allocation = Literal["uniform", "output_error", "perplexity"]
+StepOptimizer = Literal["sgd", "momentum", "adamw"]
+StepLoss = Literal["cross_entropy", "soft_targets", "mse"]
+Recompute = Literal["none", "block", "fine"]
 TrainMethod = Literal["dense", "subspace"]
 UpdateRule = Literal["factors", "right", "wsi"]
 MemoryLevel = Literal["none", "fast", "small", "streamed"]
@@ -271,6 +274,29 @@ class StagesConfig(Frozen):
     subspace: TrainConfig = TrainConfig()
 
 
+class AdaptConfig(Frozen):
+    """Training on the board: what is in its graph, and how `wasi-export adapt` goes about it."""
+
+    trainable: str = Field(
+        "factors",
+        description="factors, right, head, blocks:N, all, or name patterns with commas between them",
+    )
+    opt: StepOptimizer = Field("adamw", description="update rule of the step")
+    loss: StepLoss = Field("cross_entropy", description="soft_targets and mse take targets of [B, classes]")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
+    recompute: Recompute = Field(
+        "block", description="what is computed again in place of being kept: blocks, or finer"
+    )
+    lr: float = Field(1e-4, gt=0, description="learning rate")
+    head_lr: Annotated[float, Field(gt=0)] | None = Field(None, description="of the head; None: lr")
+    weight_decay: float = Field(0.05, ge=0)
+    clip_grad: Annotated[float, Field(gt=0)] | None = Field(1.0, description="global gradient norm")
+    sched: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate")
+    warmup_steps: int = Field(5, ge=0)
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(8, ge=1)
+
+
 class ExportConfig(Frozen):
     """How the ONNX file is made and checked."""
 
@@ -290,6 +316,7 @@ class ExportConfig(Frozen):
         description="a second graph. int8: refused unless as accurate, and faster here; auto: int8 where so; "
         "fp16-storage: half the file, the same speed",
     )
+    train_graph: bool = Field(False, description="also write the training step of [adapt]")
     golden_images: int = Field(8, ge=1, description="real images stored with their reference outputs")
 
 
@@ -327,6 +354,7 @@ class Config(Frozen):
     subspace: SubspaceConfig = SubspaceConfig()
     train: StagesConfig = StagesConfig()
     export: ExportConfig = ExportConfig()
+    adapt: AdaptConfig = AdaptConfig()
     thresholds: Thresholds = Thresholds()
 
     @classmethod

@@ -9,6 +9,7 @@ A source is `digits` (inside scikit-learn), `fashion-mnist` (the four IDX files,
 
 import gzip
 import hashlib
+import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,26 @@ class ImageSet:
         order = np.random.default_rng(seed).permutation(len(self))
         return self.take(order[:count])
 
+    def hold_out(self, share: float, seed: int = 0) -> tuple["ImageSet", "ImageSet"]:
+        """Returns the images in two parts drawn at random, the second of this share, neither empty.
+
+        Raises:
+            DataError: there are not two images.
+        """
+        order = np.random.default_rng(seed).permutation(len(self))
+        held_out = min(max(1, round(share * len(self))), len(self) - 1)
+        if held_out < 1:
+            raise DataError(f"{len(self)} image cannot be split into training and validation: add images")
+        return self.take(order[held_out:]), self.take(order[:held_out])
+
+    def join(self, other: "ImageSet") -> "ImageSet":
+        """Returns the images of both, which have the same classes."""
+        count, labels = len(self), np.concatenate((self.labels, other.labels))
+        digest = hashlib.sha256(f"{self.fingerprint}{other.fingerprint}".encode()).hexdigest()[:16]
+        return ImageSet(
+            self.classes, labels, lambda i: self.read(i) if i < count else other.read(i - count), digest
+        )
+
 
 def load_splits(
     source: str, *, root: Path | None = None, val_fraction: float = 0.2, seed: int = 0
@@ -74,7 +95,7 @@ def load_splits(
         folder = root or FASHION_MNIST_ROOT
         return _fashion_mnist(folder, "train"), _fashion_mnist(folder, "t10k")
     if source == "digits":
-        return _split(_digits(), val_fraction, seed)
+        return _digits().hold_out(val_fraction, seed)
     folder = Path(source)
     if not folder.is_dir():
         raise DataError(
@@ -85,7 +106,7 @@ def load_splits(
         train = image_folder(folder / "train")
         return train, image_folder(validation, classes=train.classes)
     whole = folder / "train" if _class_folders(folder) == ("train",) else folder
-    return _split(image_folder(whole), val_fraction, seed)
+    return image_folder(whole).hold_out(val_fraction, seed)
 
 
 def load_data(config: DataConfig) -> tuple[ImageSet, ImageSet]:
@@ -192,6 +213,57 @@ def image_folder(folder: Path, *, classes: tuple[str, ...] | None = None) -> Ima
     return ImageSet(names, labels, lambda i: read_image(files[i][0]), digest.hexdigest()[:16])
 
 
+def load_new_images(source: str, classes: Sequence[str], *, root: Path | None = None) -> ImageSet:
+    """Returns labelled images to learn, of some or all of a model's classes.
+
+    A source is a folder of class folders (of which `train` is taken where there is one), an `.npz` file, or
+    named, then the training images of it.
+
+    Raises:
+        DataError: the source is unknown, cannot be read, or has classes that the model does not know.
+        NothingToCheckError: there are no images.
+    """
+    path = Path(source)
+    if path.suffix == ".npz" and path.is_file():
+        return npz_images(path, tuple(classes))
+    if source in NAMED_SOURCES or not path.is_dir():
+        images = load_splits(source, root=root)[0]
+        if images.classes != tuple(classes):
+            raise DataError(f"{source} has classes {_some(images.classes)}, the model has {_some(classes)}")
+        return images
+    whole = path / "train" if (path / "train").is_dir() else path
+    return image_folder(whole, classes=tuple(classes))
+
+
+def npz_images(path: Path, classes: tuple[str, ...]) -> ImageSet:
+    """Returns the images of a numpy archive: `images` [N, H, W] or [N, H, W, 3] of uint8, `labels` [N].
+
+    Raises:
+        DataError: it cannot be read, or holds something else.
+        NothingToCheckError: there are no images.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            pixels, labels = archive["images"], archive["labels"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is not an archive of `images` and `labels`: {error}") from error
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] != 3):
+        raise DataError(
+            f"{path}: images must be uint8 [N, H, W] or [N, H, W, 3], got {pixels.dtype} {list(pixels.shape)}"
+        )
+    if labels.shape != pixels.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(
+            f"{path}: labels must be integers [{len(pixels)}], got {labels.dtype} {list(labels.shape)}"
+        )
+    if not len(labels):
+        raise NothingToCheckError(f"no images in {path}: add some")
+    if not 0 <= labels.min() <= labels.max() < len(classes):
+        raise DataError(
+            f"{path}: labels go from {labels.min()} to {labels.max()}, the model has {len(classes)} classes"
+        )
+    return _from_arrays(classes, pixels, labels.astype(np.int64))
+
+
 def _validation_folder(folder: Path) -> Path | None:
     return next((folder / name for name in VALIDATION_FOLDERS if (folder / name).is_dir()), None)
 
@@ -212,14 +284,6 @@ def read_image(path: Path) -> Image.Image:
             return image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} is not an image that can be read ({error}): remove it or mend it") from error
-
-
-def _split(images: ImageSet, val_fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    order = np.random.default_rng(seed).permutation(len(images))
-    held_out = min(max(1, round(val_fraction * len(images))), len(images) - 1)
-    if held_out < 1:
-        raise DataError(f"{len(images)} image cannot be split into training and validation: add images")
-    return images.take(order[held_out:]), images.take(order[:held_out])
 
 
 def _digits() -> ImageSet:

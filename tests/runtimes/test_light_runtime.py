@@ -18,9 +18,10 @@ def run_without_training_packages(code: str) -> subprocess.CompletedProcess[str]
 @pytest.fixture
 def paths(tmp_path):
     return {
-        "bundle": str(make_bundle(tmp_path / "bundle")),
+        "bundle": str(make_bundle(tmp_path / "bundle", training=True)),
         "baseline": str(make_bundle(tmp_path / "baseline")),
         "data": str(make_images(tmp_path / "data")),
+        "state": str(tmp_path / "state"),
         "report": str(tmp_path / "report"),
     }
 
@@ -30,6 +31,7 @@ def paths(tmp_path):
     [
         "validate {bundle} --baseline {baseline} --data {data} --min-accuracy 1 --rounds 2 --report {report}",
         "bench {bundle} {baseline} --rounds 2",
+        "adapt {bundle} --data {data} --state {state} --epochs 2",
         "inspect {bundle}",
         "inspect {bundle} --json",
         "--help",

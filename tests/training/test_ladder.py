@@ -10,6 +10,7 @@ from torch import nn
 
 from wasi_export.config import MemoryConfig, ModelConfig, TrainConfig
 from wasi_export.errors import ConfigError
+from wasi_export.interrupt import TrainingInterrupted
 from wasi_export.ranks import LayerPlan, Plan
 from wasi_export.subspace.inject import install_layers
 from wasi_export.training.data import make_loader, random_numbers
@@ -17,7 +18,6 @@ from wasi_export.training.ladder import recomputable_blocks, recomputable_mlps, 
 from wasi_export.training.loop import fit
 from wasi_export.training.models import create_model, input_spec
 from wasi_export.training.optim import create_optimizer
-from wasi_export.training.resume import TrainingInterrupted
 from wasi_export.training.step import TrainingStep
 
 EXACT = {

@@ -7,17 +7,16 @@ import torch
 
 from wasi_export.config import TrainConfig
 from wasi_export.errors import ConfigError, IntegrityError
+from wasi_export.interrupt import TrainingInterrupted, stop_signals
 from wasi_export.training.models import create_model
 from wasi_export.training.optim import create_optimizer
 from wasi_export.training.resume import (
     CHECKPOINT,
     EpochMetrics,
     Position,
-    TrainingInterrupted,
     position_to_resume,
     restore,
     save_position,
-    stop_signals,
 )
 
 METRICS = EpochMetrics(

@@ -2,13 +2,14 @@ import pytest
 import torch
 
 from wasi_export.errors import ArtifactExistsError, ConfigError, IntegrityError, UsageError
+from wasi_export.interrupt import TrainingInterrupted
 from wasi_export.ranks import Plan
 from wasi_export.subspace.inject import subspace_layers
 from wasi_export.training.checkpoint import CONFIG, FACTS, PLAN, WEIGHTS, load_run, read_facts
 from wasi_export.training.data import make_loader
 from wasi_export.training.loop import METRICS, evaluate
 from wasi_export.training.profile import PROFILE, TRACED_STEPS, WARMUP_STEPS, Profile
-from wasi_export.training.resume import CHECKPOINT, TrainingInterrupted
+from wasi_export.training.resume import CHECKPOINT
 from wasi_export.training.stage import Profiling, first_model, train_run
 
 pytestmark = pytest.mark.slow

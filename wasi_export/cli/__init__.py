@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from wasi_export import __version__
-from wasi_export.cli import bench, export, inspect, plan, run, train, validate
+from wasi_export.cli import adapt, bench, export, inspect, plan, run, train, validate
 
 # \b keeps the lines apart.
 EXIT_CODES = """\b
@@ -53,6 +53,7 @@ for _command in (
     export.export,
     validate.validate,
     bench.bench,
+    adapt.adapt,
     inspect.inspect,
 ):
     app.command()(_command)

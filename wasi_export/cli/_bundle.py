@@ -29,6 +29,7 @@ from wasi_export.artifact import (
 )
 from wasi_export.cli._fold import choose_folds
 from wasi_export.cli._quantize import Source, add_quantized
+from wasi_export.cli._train_graph import add_training_graph
 from wasi_export.config import Config
 from wasi_export.converters.check import check_factors, graph_facts
 from wasi_export.converters.inference import OUTPUT_NAME, export_inference, reference_outputs
@@ -171,13 +172,19 @@ def write_checked(classifier: Classifier, folder: Path, *, track: Track = silent
         CheckFailedError: the exported graph is not as planned, or differs from the torch model.
     """
     config, golden = classifier.config, make_golden(classifier)
+    tolerance = config.thresholds.max_parity_error or PARITY_TOLERANCE
+    training = None
+    if config.export.train_graph:
+        training = add_training_graph(
+            classifier.model, classifier.spec, config.adapt, golden, folder, tolerance=tolerance
+        )
     plan = _fold(classifier, track)
     graph = export_inference(classifier.model, classifier.spec, opset=config.export.opset, name=config.name)
     check_factors(graph, plan)
     write_bytes(folder / MODEL, graph.SerializeToString(deterministic=True))
     write_bytes(folder / GOLDEN, save(vars(golden)))
     parity = measure_parity(folder / MODEL, golden)
-    require_parity(parity, config.thresholds.max_parity_error or PARITY_TOLERANCE)
+    require_parity(parity, tolerance)
     source = Source(graph, folder / MODEL, golden, classifier.images, classifier.spec, classifier.labelled)
     quantized = add_quantized(source, config.export.quantize, track=track)
     write_bytes(folder / "config.toml", config.to_toml().encode())
@@ -200,6 +207,7 @@ def write_checked(classifier: Classifier, folder: Path, *, track: Track = silent
         min_onnxruntime=facts.min_onnxruntime,
         parity_error=worst(parity).max_error,
         quantized=quantized,
+        training=training,
         seed=config.seed,
         data_fingerprint=classifier.data_fingerprint,
         metrics=dict(classifier.metrics),

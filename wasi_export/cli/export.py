@@ -53,6 +53,12 @@ def export(
         Literal["none", "auto", "int8", "fp16-storage"] | None,
         typer.Option(help="Add a graph in int8, if it is as accurate and faster here, or in half."),
     ] = None,
+    train_graph: Annotated[
+        bool, typer.Option("--train-graph", help="Add the training step of [adapt], for `adapt`.")
+    ] = False,
+    trainable: Annotated[
+        str | None, typer.Option(help="What it trains: factors, right, head, blocks:N, all, or patterns.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle that is there.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -83,7 +89,12 @@ def export(
         opset = newest_opset(target_runtime)
     chosen = {
         key: value
-        for key, value in (("opset", opset), ("fold", fold), ("quantize", quantize))
+        for key, value in (
+            ("opset", opset),
+            ("fold", fold),
+            ("quantize", quantize),
+            ("train_graph", train_graph or trainable is not None or None),
+        )
         if value is not None
     }
     prepare_torch()
@@ -91,7 +102,8 @@ def export(
 
     if run is not None:
         destination = out or Path("bundles") / run.name
-        overrides = [f"export.{key}={value}" for key, value in chosen.items()]
+        overrides = [f"export.{key}={str(value).lower()}" for key, value in chosen.items()]
+        overrides += [f"adapt.trainable={trainable}"] if trainable else []
         bundle = export_run(run, destination, overrides=overrides, force=force, track=track)
     else:
         assert model is not None
@@ -112,6 +124,7 @@ def export(
                 "activation": "none",
             },
             "export": chosen,
+            "adapt": {"trainable": trainable} if trainable else {},
             "name": model.split(".")[0],
         }
         config = Config.from_mapping(options, origin="options")
@@ -137,6 +150,7 @@ def _print_bundle(bundle: "Bundle") -> None:
             ("classes", f"{len(manifest.classes):,}"),
             ("parity error", f"{manifest.parity_error:.1e} of the output scale"),
             *([("quantized", str(manifest.quantized))] if manifest.quantized else []),
+            *([("training step", str(manifest.training))] if manifest.training else []),
             ("bundle", str(bundle.path)),
         ],
         align="lr",

@@ -43,6 +43,7 @@ def inspect(
             ("needs", f"onnxruntime {manifest.min_onnxruntime}"),
             ("parity error at export", f"{manifest.parity_error:.1e}"),
             *([("quantized", str(manifest.quantized))] if manifest.quantized else []),
+            *([("training step", str(manifest.training))] if manifest.training else []),
             *((name, f"{value:g}") for name, value in manifest.metrics.items()),
             ("made with", ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items())),
         ],

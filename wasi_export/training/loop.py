@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from wasi_export.artifact import write_bytes
 from wasi_export.config import TrainConfig
+from wasi_export.interrupt import TrainingInterrupted, stop_signals
 from wasi_export.progress import Track, silent
 from wasi_export.training.data import Batch, EpochBatches
 from wasi_export.training.ladder import saving_memory
@@ -34,11 +35,9 @@ from wasi_export.training.resume import (
     CHECKPOINT,
     EpochMetrics,
     Position,
-    TrainingInterrupted,
     position_to_resume,
     restore,
     save_position,
-    stop_signals,
 )
 from wasi_export.training.step import TrainingStep
 

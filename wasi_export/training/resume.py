@@ -1,16 +1,12 @@
-"""Unfinished training on disk, and how Ctrl-C gets there: nothing is lost, nothing is half-written.
+"""Unfinished training on disk: nothing is lost, nothing is half-written.
 
 One file holds everything, so that it is whole or not there: tensors as safetensors, the rest as JSON in
 the header. Random generators need no state: what is random follows from the seed and the position.
 """
 
-import contextlib
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -23,7 +19,6 @@ from wasi_export.config import Frozen
 from wasi_export.errors import ConfigError, IntegrityError
 
 CHECKPOINT = "checkpoint.safetensors"
-T = TypeVar("T")
 
 
 class EpochMetrics(Frozen):
@@ -62,10 +57,6 @@ class Position(Frozen):
     history: tuple[EpochMetrics, ...] = ()
     optimizer_numbers: Mapping[str, bool | int | float] = {}
     """What the optimiser keeps that is not a tensor."""
-
-
-class TrainingInterrupted(KeyboardInterrupt):
-    """Training was stopped by a signal after a whole step, and can be resumed; the message says where."""
 
 
 def save_position(path: Path, position: Position, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -150,66 +141,6 @@ def restore(path: Path, position: Position, model: nn.Module, optimizer: torch.o
         states.setdefault(int(index), {})[field] = number
     # The groups are those of the configuration, which the key covers.
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
-
-
-class StopSignals:
-    """Whether SIGINT or SIGTERM came, to this process or to another that trains with it."""
-
-    def __init__(self, agree: Callable[[bool], bool]) -> None:
-        """Notes nothing yet; `agree` returns on every process whether a signal came to any."""
-        self.received = False
-        self._agree = agree
-
-    def guard(self, items: Iterable[T], rounds: int = 0) -> Iterator[T]:
-        """Yields the items until a signal came; all processes stop before the same round.
-
-        Args:
-            items: of this process.
-            rounds: items of the process that has most; one that has fewer asks on, as all must ask together.
-
-        Raises:
-            TrainingInterrupted: a signal came before the next item.
-        """
-        for item in items:
-            self._stop_if_received()
-            rounds -= 1
-            yield item
-        for _ in range(rounds):
-            self._stop_if_received()
-
-    def _stop_if_received(self) -> None:
-        if self._agree(self.received):
-            raise TrainingInterrupted
-
-
-def _alone(received: bool) -> bool:
-    return received
-
-
-@contextlib.contextmanager
-def stop_signals(agree: Callable[[bool], bool] = _alone) -> Iterator[StopSignals]:
-    """Notes the first SIGINT and SIGTERM instead of obeying it; a second one acts at once.
-
-    `agree` is what `StopSignals` takes. Outside the main thread, where Python allows no handlers, signals do
-    what they did before.
-    """
-    signals = StopSignals(agree)
-    if threading.current_thread() is not threading.main_thread():
-        yield signals
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        signals.received = True
-        signal.signal(number, previous[signal.Signals(number)])
-
-    for number in previous:
-        signal.signal(number, note)
-    try:
-        yield signals
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _model_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,171 @@
+"""The state of a training on the board, on disk: no committed step is lost, whatever happens.
+
+    state.safetensors       parameters and optimiser state; how far training is, in the header
+    previous.safetensors    the commit before
+    best.safetensors        after the epoch that did best on held-out images
+
+A commit is written beside, synced, and renamed, after the old one was renamed to `previous`. So at any moment
+one of the two is whole, and the folder is read from the newer one that is.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from wasi_export.artifact import sync_folder, write_bytes
+from wasi_export.config import Frozen
+from wasi_export.errors import IntegrityError, UsageError
+
+STATE, PREVIOUS, BEST = "state.safetensors", "previous.safetensors", "best.safetensors"
+_HEADER = "progress"
+P = TypeVar("P", bound=Frozen)
+T = TypeVar("T")
+
+
+class StateFolder(Generic[P]):
+    """Reads and writes the folder; `progress` is the type of what stands in the header."""
+
+    def __init__(self, path: Path, progress: type[P]) -> None:
+        """Makes nothing yet."""
+        self.path, self._progress = path, progress
+
+    def commit(self, progress: P, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+        """Writes a state that will be there after a power cut.
+
+        Raises:
+            UsageError: the folder cannot be written.
+        """
+        data = save(dict(tensors), metadata={_HEADER: progress.model_dump_json()})
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self.path, prefix=f".{STATE}.")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    os.fchmod(handle, 0o644)  # mkstemp's files are its owner's alone
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if (self.path / STATE).exists():
+                    (self.path / STATE).replace(self.path / PREVIOUS)
+                Path(name).replace(self.path / STATE)
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
+            sync_folder(self.path)
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {self.path / STATE}: {error}: what was committed before is still there"
+            ) from error
+
+    def keep_best(self, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+        """Writes the best state so far.
+
+        Raises:
+            UsageError: the folder cannot be written.
+        """
+        try:
+            write_bytes(self.path / BEST, save(dict(tensors)))
+        except OSError as error:
+            raise UsageError(f"cannot write {self.path / BEST}: {error}: choose another folder") from error
+
+    def read(self) -> tuple[P, dict[str, NDArray[np.float32]]] | None:
+        """Returns the newest state that is whole; None where nothing was committed.
+
+        Raises:
+            IntegrityError: there are states and none is whole.
+        """
+        return _newest(self.path, self._read)
+
+    def best(self) -> dict[str, NDArray[np.float32]]:
+        """Returns the tensors that `keep_best` wrote last.
+
+        Raises:
+            IntegrityError: they are missing or damaged.
+        """
+        return _tensors(self.path / BEST)[0]
+
+    def clean(self) -> None:
+        """Removes what a commit that was cut off left behind."""
+        for path in self.path.glob(f".{STATE}.*"):
+            path.unlink(missing_ok=True)
+
+    def _read(self, path: Path) -> tuple[P, dict[str, NDArray[np.float32]]]:
+        tensors, header = _tensors(path)
+        try:
+            return self._progress.model_validate_json(header.get(_HEADER, "")), tensors
+        except ValidationError as error:
+            raise IntegrityError(f"{path} is not a state of this program ({error.title})") from error
+
+
+def read_state(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Returns the tensors of a state: of a folder that `adapt` wrote, or of one of its files.
+
+    Raises:
+        IntegrityError: there is none, or it is damaged.
+    """
+    if path.is_file():
+        return _tensors(path)[0]
+    found = _newest(path, _tensors) if path.is_dir() else None
+    if found is None:
+        raise IntegrityError(f"no state at {path}: give the folder that `wasi-export adapt` wrote")
+    return found[0]
+
+
+@contextmanager
+def locked_folder(path: Path) -> Iterator[None]:
+    """Holds the lock of a folder, which is made, for as long as the context lasts.
+
+    The lock is the system's: a process that dies leaves none.
+
+    Raises:
+        UsageError: another process has it, or the folder cannot be written.
+    """
+    import fcntl
+
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = (path / ".lock").open("w")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error}: choose another place") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"{path} is in use by another process: wait, or name another folder") from None
+        yield
+
+
+def _newest(folder: Path, read: Callable[[Path], T]) -> T | None:
+    """Returns what is read from the newest file that is whole; None where there is no file.
+
+    Raises:
+        IntegrityError: there are files and none is whole.
+    """
+    problems = []
+    for path in (folder / STATE, folder / PREVIOUS):
+        if path.exists():
+            try:
+                return read(path)
+            except IntegrityError as error:
+                problems.append(str(error))
+    if problems:
+        raise IntegrityError(f"{'; '.join(problems)}: name a new folder")
+    return None
+
+
+def _tensors(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]]:
+    try:
+        with safe_open(path, framework="np") as file:
+            # Copies, so that the file can be replaced while they are in use.
+            return {name: np.array(file.get_tensor(name)) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise IntegrityError(f"{path} holds no whole state ({error})") from error

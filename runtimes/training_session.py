@@ -1,0 +1,198 @@
+"""The training step of a bundle in onnxruntime: parameters and optimiser state are its own, in place.
+
+The step writes the new state over the old one: its graph was checked for that when it was exported
+(`converters/step_graph/in_place.py`), so the state is in memory once. No number leaves the buffers from step
+to step but the loss, the count of right answers and the norm of the gradient.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from wasi_export.artifact import EVALUATE, PARAMETERS, STEP, Bundle, TrainingGraph
+from wasi_export.errors import IntegrityError, ModelFailedError, UsageError
+from wasi_export.runtimes.session import one_line, open_model, session_options
+
+Tensors = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step tells of itself, before its update."""
+
+    loss: float
+    correct: int
+    gradient_norm: float
+    """Before it was clipped."""
+
+
+class TrainingSession:
+    """A training step that can be taken again and again, and the forward pass with the parameters it has."""
+
+    def __init__(
+        self, step: Path, evaluate: Path, facts: TrainingGraph, parameters: Tensors, *, threads: int = 1
+    ) -> None:
+        """Loads the step, its optimiser at the start; the forward pass is loaded when it is first asked for.
+
+        Raises:
+            HostError: the graph needs a newer onnxruntime.
+            ModelFailedError: it does not load.
+            IntegrityError: the state is not that of the graph.
+        """
+        self.facts, self.threads = facts, threads
+        self._evaluate_path = evaluate
+        self._evaluate: ort.InferenceSession | None = None
+        self._step = open_model(step, self._options(facts.optimise))
+        self._outputs = [output.name for output in self._step.get_outputs()]
+        shapes = {value.name: value.shape for value in self._step.get_inputs()}
+        self._state = {name: _buffer(parameters, name, shapes[name]) for name in facts.parameters}
+        self._state |= {name: _zeros(shapes[name]) for name in facts.optimizer}
+        self._binding = self._bind()
+
+    @classmethod
+    def open(cls, bundle: Bundle, *, threads: int = 1) -> Self:
+        """Returns the step of a bundle, with the state it begins with.
+
+        Raises:
+            UsageError: the bundle has none.
+            IntegrityError: its state is not that of its graph.
+            HostError: the graph needs a newer onnxruntime.
+            ModelFailedError: it does not load.
+        """
+        facts = bundle.manifest.training
+        if facts is None:
+            raise UsageError(
+                f"{bundle.path} cannot be trained: export it again with --train-graph, or give another bundle"
+            )
+        return cls.load(bundle.path, facts, threads=threads)
+
+    @classmethod
+    def load(cls, folder: Path, facts: TrainingGraph, *, threads: int = 1) -> Self:
+        """Returns the step in the folder of a bundle."""
+        parameters = read_tensors(folder / PARAMETERS)
+        return cls(folder / STEP, folder / EVALUATE, facts, parameters, threads=threads)
+
+    def step(
+        self,
+        images: NDArray[np.float32],
+        targets: NDArray[np.int64] | NDArray[np.float32],
+        *,
+        lr: float,
+        weight_decay: float = 0.0,
+        clip_norm: float = float("inf"),
+    ) -> StepResult:
+        """Takes one step on images [B, C, H, W] and targets [B], or [B, classes] where the loss takes such.
+
+        Raises:
+            ModelFailedError: the graph cannot take them, or fails.
+        """
+        inputs = {
+            self._step.get_inputs()[0].name: np.ascontiguousarray(images),
+            "targets": np.ascontiguousarray(targets),
+            **{
+                name: np.array(value, np.float32)
+                for name, value in (("lr", lr), ("weight_decay", weight_decay), ("clip_norm", clip_norm))
+            },
+        }
+        try:
+            for name, value in inputs.items():
+                self._binding.bind_cpu_input(name, value)
+            for name in self._outputs[:3]:
+                self._binding.bind_output(name)
+            self._step.run_with_iobinding(self._binding)
+        except Exception as error:  # the classes of onnxruntime have no base of their own
+            raise ModelFailedError(
+                f"the training step failed on images {list(images.shape)}: {one_line(str(error))}"
+            ) from error
+        loss, correct, norm = (value.numpy() for value in self._binding.get_outputs()[:3])
+        return StepResult(float(loss), int(correct), float(norm))
+
+    def outputs(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns the outputs [B, classes] of the model as it is now, for images [B, C, H, W].
+
+        Raises:
+            ModelFailedError: the graph cannot take them, or fails.
+        """
+        if self._evaluate is None:
+            self._evaluate = open_model(self._evaluate_path, self._options(optimise=True))
+        binding = self._evaluate.io_binding()
+        for name in self.facts.parameters:
+            binding.bind_ortvalue_input(name, self._state[name])
+        try:
+            binding.bind_cpu_input(self._evaluate.get_inputs()[0].name, np.ascontiguousarray(images))
+            binding.bind_output("outputs")
+            self._evaluate.run_with_iobinding(binding)
+        except Exception as error:
+            raise ModelFailedError(
+                f"the model failed on images {list(images.shape)}: {one_line(str(error))}"
+            ) from error
+        found: NDArray[np.float32] = binding.get_outputs()[0].numpy()
+        return found
+
+    def tensors(self) -> dict[str, NDArray[np.float32]]:
+        """Returns copies of the parameters and the optimiser's state, by name."""
+        return {name: value.numpy().copy() for name, value in self._state.items()}
+
+    def load_tensors(self, tensors: Tensors) -> None:
+        """Takes over the values of tensors, of all or of some names, in place.
+
+        Raises:
+            IntegrityError: a name or a shape is not of this step; then nothing is changed.
+        """
+        unknown = sorted(tensors.keys() - self._state.keys())
+        wrong = [
+            f"{name} {list(tensor.shape)} against {self._state[name].shape()}"
+            for name, tensor in tensors.items()
+            if name in self._state and list(tensor.shape) != self._state[name].shape()
+        ]
+        if problems := unknown + wrong:
+            raise IntegrityError(f"the state does not fit the training step: {', '.join(problems[:3])}")
+        for name, tensor in tensors.items():
+            self._state[name].update_inplace(np.ascontiguousarray(tensor, np.float32))
+
+    def _bind(self) -> ort.IOBinding:
+        binding = self._step.io_binding()
+        for name, value in self._state.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in self._outputs[:3]:
+            binding.bind_output(name)
+        for name in self._outputs[3:]:
+            binding.bind_ortvalue_output(name, self._state[name.removesuffix(".next")])
+        return binding
+
+    def _options(self, optimise: bool) -> ort.SessionOptions:
+        options = session_options(threads=self.threads, optimise=optimise)
+        options.enable_mem_pattern = False  # it would hold what the largest batch so far took
+        return options
+
+
+def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Returns the tensors of a file.
+
+    Raises:
+        IntegrityError: it is missing or not what the library wrote.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise IntegrityError(f"{path} holds no state: {error}") from error
+
+
+def _buffer(state: Tensors, name: str, shape: Sequence[int]) -> ort.OrtValue:
+    tensor = state.get(name)
+    if tensor is None or list(tensor.shape) != list(shape):
+        found = "none" if tensor is None else list(tensor.shape)
+        raise IntegrityError(f"the training step needs {name} {list(shape)}, its state has {found}")
+    # A copy: the tensors of a file are views of it, and the step writes into its buffers.
+    return ort.OrtValue.ortvalue_from_numpy(np.array(tensor, np.float32))
+
+
+def _zeros(shape: Sequence[int]) -> ort.OrtValue:
+    return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))

@@ -1,0 +1,104 @@
+"""`wasi-export adapt`: the board goes on learning, with onnxruntime and numpy alone."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from wasi_export.cli._console import JsonFlag, exit_codes, print_json, print_table, track
+
+
+@exit_codes
+def adapt(
+    bundle: Annotated[Path, typer.Argument(help="Folder that `export --train-graph` wrote.")],
+    data: Annotated[
+        str,
+        typer.Option(help="Images to learn: a folder of class folders, an .npz, or a named source."),
+    ],
+    state: Annotated[Path, typer.Option(help="Folder of what is learnt; resumes what is there.")],
+    replay: Annotated[
+        str | None, typer.Option(help="Images of what the model knows, so that it does not forget.")
+    ] = None,
+    replay_share: Annotated[
+        float, typer.Option(min=0.0, max=0.95, help="Share of --replay in what is seen.")
+    ] = 0.5,
+    val: Annotated[
+        str | None, typer.Option(help="Images to judge on. Default: a fifth of --data and of --replay.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Take so many images of --data, by seed.")] = None,
+    replay_limit: Annotated[int | None, typer.Option(min=2, help="The same of --replay.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Default: as exported, see inspect.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images of a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    sched: Annotated[Literal["cosine", "constant"] | None, typer.Option(help="Schedule of the rate.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="End after so many epochs without a better accuracy.")
+    ] = None,
+    augment: Annotated[bool, typer.Option(help="Crop and mirror at random.")] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order and the augmentation.")] = 0,
+    commit_every: Annotated[int, typer.Option(min=1, help="Steps from one saved state to the next.")] = 25,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")] = 1,
+    nice: Annotated[int, typer.Option(min=0, max=19, help="Lower the priority of the process.")] = 0,
+    max_seconds: Annotated[float | None, typer.Option(help="Stop, saved, after so long.")] = None,
+    max_rss: Annotated[float | None, typer.Option(help="Stop, saved, above so many 10^6 bytes.")] = None,
+    max_celsius: Annotated[float | None, typer.Option(help="Pause while the processor is hotter.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train on this machine, from the state that is there to the best one on held-out images.
+
+    The state is saved every few steps. Ctrl-C, SIGTERM, kill -9 and a power cut lose no saved step: the same
+    command goes on from there, to the bit.
+    """
+    import os
+
+    from wasi_export.datasets import load_labelled, load_new_images
+    from wasi_export.runtimes.adapt import AdaptImages, AdaptOptions, adapt_images
+    from wasi_export.runtimes.adapt import adapt as train
+    from wasi_export.runtimes.adapter import Adapter
+    from wasi_export.runtimes.budget import Budget
+
+    os.nice(nice)
+    adapter = Adapter.open(bundle, threads=threads)
+    classes, known = adapter.bundle.manifest.classes, adapter.settings
+    new = load_new_images(data, classes).sample(limit, seed)
+    old = load_new_images(replay, classes).sample(replay_limit, seed) if replay else None
+    images: AdaptImages = adapt_images(new, old, load_labelled(val, classes) if val else None)
+    options = AdaptOptions(
+        epochs=epochs or known.epochs,
+        batch_size=batch_size or known.batch_size,
+        lr=lr or known.lr,
+        sched=sched or known.sched,
+        warmup_steps=known.warmup_steps,
+        seed=seed,
+        augment=augment,
+        replay_share=replay_share,
+        patience=patience,
+        commit_every=commit_every,
+    )
+    budget = Budget(max_seconds=max_seconds, max_rss_mb=max_rss, max_celsius=max_celsius)
+    progress = train(adapter, images, options, state, budget=budget, track=track)
+    if as_json:
+        print_json(progress)
+        return
+    print_table(
+        f"{adapter.bundle.manifest.name}: {len(images.new)} new images"
+        + (f", {len(images.replay)} to replay" if images.replay else ""),
+        ("epoch", "steps", "train loss", "accuracy", "learning rate", "seconds"),
+        [
+            (
+                str(line.epoch) + (" (kept)" if line.epoch == progress.best_epoch else ""),
+                str(line.steps),
+                "" if line.train_loss is None else f"{line.train_loss:.4f}",
+                "" if line.accuracy is None else f"{line.accuracy:.4f}",
+                f"{line.lr:.2e}",
+                f"{line.seconds:.1f}",
+            )
+            for line in progress.history
+        ],
+    )
+    if progress.rollbacks:
+        typer.echo(
+            f"{progress.rollbacks} losses were not finite: the rate is {progress.rate:g} of what was asked"
+        )
+    ended = progress.ended or f"time is over at step {progress.step}: the same command goes on"
+    typer.echo(f"ended: {ended}\nstate: {state}")
