@@ -168,10 +168,11 @@ class _Training:
 
     def run(self) -> AdaptProgress:
         self.states.clean()
-        if not self._resume():
-            self._end_epoch(0, None)
         with stop_signals() as signals:
             try:
+                self._resume()
+                if not self.progress.history:
+                    self._end_epoch(0, None, signals)
                 while not self.progress.ended and self._train_epoch(signals):
                     pass
             except TrainingInterrupted:
@@ -182,11 +183,11 @@ class _Training:
                 ) from None
         return self.progress
 
-    def _resume(self) -> bool:
-        """Takes over what is in the folder, in place; returns whether there is anything."""
+    def _resume(self) -> None:
+        """Takes over what is in the folder, if there is anything, in place."""
         found = self.states.read()
         if found is None:
-            return False
+            return
         progress, tensors = found
         if progress.key != self.progress.key:
             raise ConfigError(
@@ -195,7 +196,6 @@ class _Training:
             )
         self.adapter.session.load_tensors(tensors)
         self.progress = progress
-        return True
 
     def _train_epoch(self, signals: StopSignals) -> bool:
         """Trains to the end of an epoch, or back to the last commit; returns whether there is time left."""
@@ -207,7 +207,7 @@ class _Training:
                 return True
             if self._is_spent():
                 return False
-        self._end_epoch(self.progress.epoch + 1, self.progress.loss_sum / len(self.data))
+        self._end_epoch(self.progress.epoch + 1, self.progress.loss_sum / len(self.data), signals)
         return True
 
     def _step(self, inputs: NDArray[np.float32], labels: NDArray[np.int64]) -> bool:
@@ -261,9 +261,9 @@ class _Training:
             self._commit()
         return spent
 
-    def _end_epoch(self, epoch: int, train_loss: float | None) -> None:
+    def _end_epoch(self, epoch: int, train_loss: float | None, signals: StopSignals) -> None:
         """Judges the state on held-out images, and keeps it where it is the best."""
-        accuracy = self._accuracy()
+        accuracy = self._accuracy(signals)
         if accuracy is None or accuracy >= (self.progress.best_accuracy or 0.0):
             self._advance(best_accuracy=accuracy, best_epoch=epoch)
             if accuracy is not None:
@@ -291,13 +291,13 @@ class _Training:
         if self.progress.best_epoch != self.progress.epoch:
             self.adapter.session.load_tensors(self.states.best())
 
-    def _accuracy(self) -> float | None:
+    def _accuracy(self, signals: StopSignals) -> float | None:
         if self.images.held_out is None:
             return None
         right = 0
         count = len(self.images.held_out)
         starts = range(0, count, self.options.batch_size)
-        for start in self.track(starts, "evaluate", len(starts)):
+        for start in signals.guard(self.track(starts, "evaluate", len(starts))):
             pairs = [
                 self.images.held_out[i] for i in range(start, min(start + self.options.batch_size, count))
             ]
