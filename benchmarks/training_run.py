@@ -14,12 +14,13 @@ from wasi_export.ranks import Plan
 from wasi_export.subspace.inject import factor_layers
 from wasi_export.subspace.planner import MeasuredModel, decide
 from wasi_export.subspace.tucker import Bases
+from wasi_export.training.beginning import first_model
 from wasi_export.training.checkpoint import load_run
 from wasi_export.training.data import make_loader
 from wasi_export.training.loop import evaluate, fit
 from wasi_export.training.models import input_spec
 from wasi_export.training.planning import measure_model
-from wasi_export.training.stage import first_model, train_run
+from wasi_export.training.stage import train_run
 
 
 def train_row(row: Row, checkpoint: Path, run_dir: Path, *, model: str, seed: int) -> dict[str, Any]:

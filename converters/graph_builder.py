@@ -30,7 +30,7 @@ class UncoveredModuleError(UnsupportedModelError):
         super().__init__(f"{name or 'the model'} is a {type(module).__name__}, which is not written directly")
 
 
-Attribute = int | float | str | Sequence[int]
+Attribute = int | float | str | Sequence[int] | ir.Graph
 
 
 class GraphBuilder:

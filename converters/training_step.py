@@ -3,12 +3,18 @@
     images [B, C, H, W], targets, lr, weight_decay, clip_norm, <parameters>, <optimiser state>
         → loss, correct, gradient_norm, <parameters>.next, <optimiser state>.next
 
+or, with `accumulate`, as two: of the first any number of batches can be run before the second.
+
+    images, targets, <parameters>, <bases>, <sums>  → loss, correct, <sums>.next
+    lr, weight_decay, clip_norm, <parameters>, <optimiser state>, <sums>
+        → gradient_norm, <parameters>.next, <optimiser state>.next
+
 Trained parameters are inputs and outputs under their names, and an output may share the buffer of its input;
-all others are initializers. The batch is
-dynamic. Dropout and stochastic depth are off, and batch norms keep their statistics.
+all others are initializers. The batch is dynamic. Dropout and stochastic depth are off, and batch norms keep
+their statistics.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +27,7 @@ from torch import Tensor, nn
 
 from wasi_export.artifact import InputSpec
 from wasi_export.converters.graph_builder import GraphBuilder
-from wasi_export.converters.step_graph import aten_math, aten_nn, aten_shape
+from wasi_export.converters.step_graph import aten_conv, aten_math, aten_nn, aten_pool, aten_shape
 from wasi_export.converters.step_graph.function import SCALARS, SUMMARY, StepFunction, StepSettings
 from wasi_export.converters.step_graph.in_place import check_in_place
 from wasi_export.converters.step_graph.losses import example_targets
@@ -31,24 +37,40 @@ from wasi_export.converters.step_graph.trace import TRACED_BATCH, trace_step
 NEXT = ".next"
 """Of the name of an output that is the new value of an input."""
 OPSET, IR_VERSION = 20, 9  # of Gelu; onnxruntime 1.17 knows both
-LOWERED_BY = (aten_math, aten_nn, aten_shape)
+LOWERED_BY = (aten_conv, aten_math, aten_nn, aten_pool, aten_shape)
 
 
 @dataclass(frozen=True)
-class TrainingGraphs:
-    """The graphs of a training step, and the state that they begin with."""
+class ExportedStep:
+    """The graph of a training step, and the state that it begins with."""
 
     step: onnx.ModelProto
-    evaluate: onnx.ModelProto
-    """images → outputs, with the trained parameters as inputs."""
+    update: onnx.ModelProto | None
+    """The second half of the step, where the first ends with sums of gradients."""
     parameters: dict[str, NDArray[np.float32]]
     optimizer: dict[str, NDArray[np.float32]]
+    bases: tuple[str, ...] = ()
+    """Of `optimizer`, what does not begin as zeros."""
+    sums: tuple[str, ...] = ()
+    """What the halves have between them; begins as zeros."""
 
 
 def export_training_step(
-    model: nn.Module, spec: InputSpec, trainable: Sequence[str], settings: StepSettings
-) -> TrainingGraphs:
-    """Returns the graphs of a step that trains the named parameters of a model.
+    model: nn.Module,
+    spec: InputSpec,
+    trainable: Sequence[str],
+    settings: StepSettings,
+    *,
+    example: Tensor | None = None,
+) -> ExportedStep:
+    """Returns the graph of a step that trains the named parameters of a model.
+
+    Args:
+        model: with an output [B, C].
+        spec: of its input.
+        trainable: names of parameters.
+        settings: of the step.
+        example: one input [1, …] of a model that takes no images, as tokens; its name is that of `spec`.
 
     Raises:
         ConfigError: a parameter has no part in the outputs, or there are no blocks to compute again.
@@ -56,32 +78,65 @@ def export_training_step(
         CheckFailedError: the state of the step cannot be written over.
     """
     function = StepFunction(model.eval(), trainable, settings)
-    images = torch.zeros(TRACED_BATCH, spec.channels, spec.height, spec.width)
+    if example is None:
+        example = torch.zeros(1, spec.channels, spec.height, spec.width)
     with torch.no_grad():
-        classes = model(images[:1]).shape[1]
-    targets = example_targets(settings.loss, TRACED_BATCH, classes)
-    scalars = {name: torch.zeros(()) for name in SCALARS}
+        classes = model(example).shape[1]
+    inputs = torch.cat([example] * TRACED_BATCH)
+    batched = {spec.name: inputs, "targets": example_targets(settings.loss, TRACED_BATCH, classes)}
+    step, update = (_halves if settings.accumulate else _whole)(function, batched)
+    return ExportedStep(
+        step,
+        update,
+        parameters=_arrays(function.parameters),
+        optimizer=_arrays(function.state),
+        bases=tuple(function.bases),
+        sums=tuple(function.sums.initial) if settings.accumulate else (),
+    )
+
+
+def _whole(function: StepFunction, batched: dict[str, Tensor]) -> tuple[onnx.ModelProto, None]:
+    """Returns the step in one graph."""
     changed = {**function.parameters, **function.state}
-    step = _write(
-        trace_step(
-            function.step,
-            [images, targets],
-            [*scalars.values(), *changed.values(), *function.frozen.values()],
-        ),
-        {spec.name: images, "targets": targets},
-        scalars | changed,
-        function.frozen,
-        [*SUMMARY, *(f"{name}{NEXT}" for name in changed)],
+    return _export(
+        function.model, function.step, batched, _scalars(), {}, changed, function.frozen, SUMMARY
+    ), None
+
+
+def _halves(function: StepFunction, batched: dict[str, Tensor]) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """Returns the step in two graphs: up to the sums of the gradients, and from there."""
+    read, sums = {**function.parameters, **function.bases}, function.sums.initial
+    changed = {**function.parameters, **function.state}
+    return (
+        _export(function.model, function.gradient, batched, read, {}, sums, function.frozen, SUMMARY[:2]),
+        _export(function.model, function.update, {}, _scalars(), sums, changed, {}, SUMMARY[2:]),
     )
-    check_in_place(step, ((name, f"{name}{NEXT}") for name in changed))
-    evaluate = _write(
-        trace_step(function.evaluate, [images], [*function.parameters.values(), *function.frozen.values()]),
-        {spec.name: images},
-        function.parameters,
-        function.frozen,
-        ["outputs"],
-    )
-    return TrainingGraphs(step, evaluate, _arrays(function.parameters), _arrays(function.state))
+
+
+def _scalars() -> dict[str, Tensor]:
+    return {name: torch.zeros(()) for name in SCALARS}
+
+
+def _export(
+    model: nn.Module,
+    function: Callable[..., list[Tensor]],
+    batched: dict[str, Tensor],
+    before: dict[str, Tensor],
+    after: dict[str, Tensor],
+    changed: dict[str, Tensor],
+    frozen: dict[str, Tensor],
+    numbers: Sequence[str],
+) -> onnx.ModelProto:
+    """Returns numbers and changed' = function(batched, before, changed, after, frozen) as a graph.
+
+    Raises:
+        CheckFailedError: what it changes cannot be written over.
+    """
+    inputs = before | changed | after
+    traced = trace_step(function, [*batched.values()], [*inputs.values(), *frozen.values()], model)
+    graph = _write(traced, batched, inputs, frozen, [*numbers, *(f"{name}{NEXT}" for name in changed)])
+    check_in_place(graph, ((name, f"{name}{NEXT}") for name in changed))
+    return graph
 
 
 def _write(

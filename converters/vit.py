@@ -2,8 +2,8 @@
 
     images → patch embedding → [B, P, D] → + embeddings → blocks on rows [B·N, D] → pool → head
 
-Class, register and position embeddings only ever add to the tokens of the patches, so they are one constant
-[1, N, D]: what timm's own `_pos_embed` makes of patches that are zero.
+Class, register and position embeddings only ever add to the tokens of the patches, so they become one
+constant [1, N, D]: what timm's own `_pos_embed` makes of patches that are zero.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from timm.layers import PatchEmbed
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from wasi_export.artifact import InputSpec
 from wasi_export.converters.graph_builder import GraphBuilder, UncoveredModuleError
@@ -22,6 +22,7 @@ from wasi_export.converters.vit_blocks import pooled, without_first, write
 
 EMBEDDINGS = "embeddings"
 """Initializer [1, N, D]: position embeddings, with the class and register tokens in the rows of those."""
+_TOKENS = ("cls_token", "reg_token", "dist_token")  # in the order of timm's rows; no model has the last two
 
 
 def write_vit(model: nn.Module, spec: InputSpec, *, opset: int, output: str) -> ir.Model:
@@ -84,8 +85,30 @@ def _write_embeddings(g: GraphBuilder, model: Any, images: ir.Value, spec: Input
         x = g.reshape(x, -1, count, width)
     if tokens > count:
         x = g.op("Pad", x, g.constant(np.array([0, tokens - count, 0, 0, 0, 0])))
-    x = g.op("Add", x, g.constant(added.numpy(), EMBEDDINGS))
+    x = g.op("Add", x, _write_added(g, model, added))
     return g.reshape(x, -1, width), tokens
+
+
+def _write_added(g: GraphBuilder, model: Any, added: Tensor) -> ir.Value | None:
+    """Returns what is added to the tokens of the patches [1, N, D], made of the parameters it is a sum of.
+
+    Positions that were resized for the image are no such sum, and a constant.
+    """
+    keys = [key for key in _TOKENS if getattr(model, key, None) is not None]
+    positions, prefix = model.pos_embed, [getattr(model, key) for key in keys]
+    rest = added.shape[1] - sum(token.shape[1] for token in prefix)
+    if positions is not None and not keys and torch.equal(positions, added):
+        return g.parameter(model, "pos_embed")
+    if positions is None or not torch.equal(added[:, -rest:], positions[:, -rest:]):
+        return g.constant(added.numpy(), EMBEDDINGS)
+    first = g.op("Concat", *(g.parameter(model, key) for key in keys), axis=1)
+    if positions.shape[1] == rest:
+        found = g.op("Concat", first, g.parameter(model, "pos_embed"), axis=1)
+    else:
+        padded = g.op("Pad", first, g.constant(np.array([0, 0, 0, 0, rest, 0])))
+        found = g.op("Add", g.parameter(model, "pos_embed"), padded)
+    found.name = EMBEDDINGS
+    return found
 
 
 def _write_patch_embed(

@@ -8,7 +8,6 @@ state it ends with is the best that held-out images have seen, the one it began 
 training makes a model worse.
 """
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,11 +20,12 @@ from numpy.typing import NDArray
 from wasi_export.artifact import fingerprint
 from wasi_export.config import Frozen
 from wasi_export.datasets import ImageSet
-from wasi_export.errors import ConfigError, HostError, ModelFailedError
+from wasi_export.errors import ConfigError, DataError, HostError, ModelFailedError
 from wasi_export.interrupt import StopSignals, TrainingInterrupted, stop_signals
 from wasi_export.progress import Track, silent
 from wasi_export.runtimes.adapt_data import AdaptData
 from wasi_export.runtimes.adapter import Adapter
+from wasi_export.runtimes.augment import HFLIP, SCALE
 from wasi_export.runtimes.budget import Budget
 from wasi_export.runtimes.schedule import ScheduleName, learning_rate
 from wasi_export.runtimes.state_folder import StateFolder, locked_folder
@@ -46,11 +46,15 @@ class AdaptOptions(Frozen):
     warmup_steps: int
     seed: int = 0
     augment: bool = True
+    scale: tuple[float, float] = SCALE
+    hflip: float = HFLIP
     replay_share: float = 0.5
     patience: int | None = None
     """Epochs without a better accuracy after which it ends."""
     commit_every: int = 25
     """Steps."""
+    micro_batch: int | None = None
+    """Images in memory at a time; the step is that of the whole batch."""
 
 
 class AdaptEpoch(Frozen):
@@ -131,6 +135,7 @@ def adapt(
     Raises:
         TrainingInterrupted: SIGINT or SIGTERM came; the last step is saved.
         ConfigError: the folder has a training of another model, other images or options.
+        DataError: an image cannot be read; the last step is saved.
         ModelFailedError: the loss is not finite however low the rate.
         HostError: the process takes more memory than it may; the last step is saved.
         UsageError: the folder cannot be written, or another process works in it.
@@ -154,7 +159,7 @@ class _Training:
     ) -> None:
         self.adapter, self.images, self.options = adapter, images, options
         self.budget, self.track, self.on_epoch = budget, track, on_epoch
-        self.states = StateFolder(folder, AdaptProgress)
+        self.states = StateFolder(folder, AdaptProgress, adapter.identity)
         self.data = AdaptData(
             images.new,
             images.replay,
@@ -163,6 +168,8 @@ class _Training:
             options.seed,
             replay_share=options.replay_share,
             augment=options.augment,
+            scale=options.scale,
+            hflip=options.hflip,
         )
         self.progress = AdaptProgress(key=fingerprint(adapter.identity, images.fingerprint, options))
 
@@ -175,6 +182,10 @@ class _Training:
                     self._end_epoch(0, None, signals)
                 while not self.progress.ended and self._train_epoch(signals):
                     pass
+            except DataError:  # an image cannot be read now: where that was the disk, it goes on from here
+                if self.progress.history:
+                    self._commit()
+                raise
             except TrainingInterrupted:
                 self._commit()
                 raise TrainingInterrupted(
@@ -198,14 +209,14 @@ class _Training:
         self.progress = progress
 
     def _train_epoch(self, signals: StopSignals) -> bool:
-        """Trains to the end of an epoch, or back to the last commit; returns whether there is time left."""
+        """Trains to the end of an epoch, or back to the last commit; returns whether there is more to do."""
         done = self.progress.batch
         batches = self.data.batches(self.progress.epoch, done)
         label = f"epoch {self.progress.epoch + 1}/{self.options.epochs}"
         for inputs, labels in signals.guard(self.track(batches, label, len(self.data) - done)):
             if not self._step(inputs, labels):
                 return True
-            if self._is_spent():
+            if self._is_spent(signals):
                 return False
         self._end_epoch(self.progress.epoch + 1, self.progress.loss_sum / len(self.data), signals)
         return True
@@ -213,8 +224,9 @@ class _Training:
     def _step(self, inputs: NDArray[np.float32], labels: NDArray[np.int64]) -> bool:
         """Takes a step; returns False where its loss was not finite, and it was taken back."""
         started = time.perf_counter()
-        result = self.adapter.step_result(inputs, labels, lr=self._rate())
-        if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
+        micro = self.options.micro_batch
+        result = self.adapter.step_result(inputs, labels, lr=self._rate(), micro_batch=micro)
+        if not result.is_finite:
             self._roll_back(result.loss)
             return False
         self._advance(
@@ -250,10 +262,10 @@ class _Training:
         self._advance(rollbacks=rollbacks, rate=self.progress.rate * ROLLBACK_RATE)
         self._commit()
 
-    def _is_spent(self) -> bool:
-        """Returns whether the time is over; what was done is saved then."""
+    def _is_spent(self, signals: StopSignals) -> bool:
+        """Returns whether time or energy are over; what was done is saved then."""
         try:
-            spent = self.budget.is_spent()
+            spent = self.budget.is_spent(lambda: signals.received)
         except HostError:
             self._commit()
             raise

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wasi_export.artifact import InputSpec
 from wasi_export.datasets import ImageSet
-from wasi_export.runtimes.augment import augmented
+from wasi_export.runtimes.augment import HFLIP, SCALE, augmented
 from wasi_export.runtimes.preprocess import Preprocess
 
 
@@ -27,6 +27,8 @@ class AdaptData:
     seed: int
     replay_share: float = 0.5
     augment: bool = True
+    scale: tuple[float, float] = SCALE
+    hflip: float = HFLIP
 
     def __len__(self) -> int:
         """Returns the batches of an epoch; the last one may be smaller."""
@@ -46,7 +48,9 @@ class AdaptData:
                 index = int(old[place - len(self.new)]) if replayed else int(place)
                 image, label = source[index]
                 if self.augment:
-                    part = augmented(image.convert(preprocess.mode), self.spec, self.seed, epoch, int(place))
+                    seed = (self.seed, epoch, int(place))
+                    image = image.convert(preprocess.mode)
+                    part = augmented(image, self.spec, *seed, scale=self.scale, hflip=self.hflip)
                     inputs.append(preprocess.normalise(part))
                 else:
                     inputs.append(preprocess(image))

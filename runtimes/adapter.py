@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wasi_export.artifact import Bundle, fingerprint
+from wasi_export.artifact import Bundle
 from wasi_export.config import Frozen
 from wasi_export.errors import DataError, IntegrityError
 from wasi_export.runtimes.preprocess import Preprocess
@@ -58,7 +58,12 @@ class Adapter:
         return cls(Bundle.open(Path(path)), threads=threads)
 
     def step(
-        self, images: Images, labels: Sequence[int] | NDArray[np.int64], *, lr: float | None = None
+        self,
+        images: Images,
+        labels: Sequence[int] | NDArray[np.int64],
+        *,
+        lr: float | None = None,
+        micro_batch: int | None = None,
     ) -> float:
         """Takes one step and returns the loss before it.
 
@@ -66,12 +71,15 @@ class Adapter:
             images: [B, C, H, W], normalised, or images of any size.
             labels: [B], indices of classes; where the loss takes such, targets [B, classes].
             lr: learning rate; None: that of the settings.
+            micro_batch: images that are in memory at a time, with what is kept of them; None: all.
 
         Raises:
             DataError: there are not as many labels as images, or a label is no class.
+            UsageError: the bundle was not exported for micro-batches.
             ModelFailedError: the graph cannot take the images.
         """
-        return self.step_result(self.inputs(images), self._targets(labels, len(images)), lr=lr).loss
+        targets = self._targets(labels, len(images))
+        return self.step_result(self.inputs(images), targets, lr=lr, micro_batch=micro_batch).loss
 
     def step_result(
         self,
@@ -79,16 +87,19 @@ class Adapter:
         targets: NDArray[np.int64] | NDArray[np.float32],
         *,
         lr: float | None,
+        micro_batch: int | None = None,
     ) -> StepResult:
         """Takes one step on inputs of the model; returns all that it tells of itself."""
-        clip = self.settings.clip_grad
-        result = self.session.step(
-            inputs,
-            targets,
-            lr=self.settings.lr if lr is None else lr,
-            weight_decay=self.settings.weight_decay,
-            clip_norm=float("inf") if clip is None else clip,
-        )
+        clip, size = self.settings.clip_grad, micro_batch or max(1, len(inputs))
+        for start in range(0, max(1, len(inputs)), size):
+            result = self.session.step(
+                inputs[start : start + size],
+                targets[start : start + size],
+                lr=self.settings.lr if lr is None else lr,
+                weight_decay=self.settings.weight_decay,
+                clip_norm=float("inf") if clip is None else clip,
+                last=start + size >= len(inputs),
+            )
         self.steps += 1
         return result
 
@@ -126,21 +137,22 @@ class Adapter:
         Raises:
             UsageError: the folder cannot be written.
         """
-        StateFolder(Path(folder), Saved).commit(Saved(steps=self.steps), self.session.tensors())
+        states = StateFolder(Path(folder), Saved, self.identity)
+        states.commit(Saved(steps=self.steps), self.session.tensors())
 
     def load(self, folder: str | Path) -> None:
         """Takes over what was saved.
 
         Raises:
-            IntegrityError: there is nothing, or it is of another model.
+            IntegrityError: there is nothing, or it is damaged.
+            ConfigError: it is of another bundle.
         """
-        self.session.load_tensors(read_state(Path(folder)))
+        self.session.load_tensors(read_state(Path(folder), self.identity))
 
     @property
     def identity(self) -> str:
         """Hash of the training step: a state goes with this one."""
-        files = self.bundle.manifest.files
-        return fingerprint(*(files[name].sha256 for name in sorted(files) if name.startswith("train/")))
+        return self.bundle.training_identity
 
     def _targets(
         self, labels: Sequence[int] | NDArray[np.int64], count: int

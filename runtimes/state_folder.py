@@ -4,8 +4,10 @@
     previous.safetensors    the commit before
     best.safetensors        after the epoch that did best on held-out images
 
-A commit is written beside, synced, and renamed, after the old one was renamed to `previous`. So at any moment
-one of the two is whole, and the folder is read from the newer one that is.
+Each says in its header which training step it is a state of. A commit is written beside, synced, and renamed,
+after the old one was renamed to `previous`. So at any moment one of the two is whole, and the folder is read
+from the newer one that is. A state that is not whole never takes the place of `previous`, which is all there
+is then.
 """
 
 import os
@@ -23,10 +25,10 @@ from safetensors.numpy import save
 
 from wasi_export.artifact import sync_folder, write_bytes
 from wasi_export.config import Frozen
-from wasi_export.errors import IntegrityError, UsageError
+from wasi_export.errors import ConfigError, IntegrityError, UsageError
 
 STATE, PREVIOUS, BEST = "state.safetensors", "previous.safetensors", "best.safetensors"
-_HEADER = "progress"
+_HEADER, _OWNER = "progress", "training step"
 P = TypeVar("P", bound=Frozen)
 T = TypeVar("T")
 
@@ -34,9 +36,9 @@ T = TypeVar("T")
 class StateFolder(Generic[P]):
     """Reads and writes the folder; `progress` is the type of what stands in the header."""
 
-    def __init__(self, path: Path, progress: type[P]) -> None:
-        """Makes nothing yet."""
-        self.path, self._progress = path, progress
+    def __init__(self, path: Path, progress: type[P], owner: str) -> None:
+        """Makes nothing yet; `owner` is the hash of the training step."""
+        self.path, self._progress, self._owner = path, progress, owner
 
     def commit(self, progress: P, tensors: Mapping[str, NDArray[np.float32]]) -> None:
         """Writes a state that will be there after a power cut.
@@ -44,7 +46,7 @@ class StateFolder(Generic[P]):
         Raises:
             UsageError: the folder cannot be written.
         """
-        data = save(dict(tensors), metadata={_HEADER: progress.model_dump_json()})
+        data = save(dict(tensors), metadata={_HEADER: progress.model_dump_json(), _OWNER: self._owner})
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self.path, prefix=f".{STATE}.")
@@ -54,7 +56,7 @@ class StateFolder(Generic[P]):
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                if (self.path / STATE).exists():
+                if _is_whole(self.path / STATE):
                     (self.path / STATE).replace(self.path / PREVIOUS)
                 Path(name).replace(self.path / STATE)
             except BaseException:
@@ -73,7 +75,7 @@ class StateFolder(Generic[P]):
             UsageError: the folder cannot be written.
         """
         try:
-            write_bytes(self.path / BEST, save(dict(tensors)))
+            write_bytes(self.path / BEST, save(dict(tensors), metadata={_OWNER: self._owner}))
         except OSError as error:
             raise UsageError(f"cannot write {self.path / BEST}: {error}: choose another folder") from error
 
@@ -82,8 +84,12 @@ class StateFolder(Generic[P]):
 
         Raises:
             IntegrityError: there are states and none is whole.
+            ConfigError: they are of another training step.
         """
-        return _newest(self.path, self._read)
+        found = _newest(self.path, self._read)
+        if found is not None:
+            _require_owner(self.path, found[2], self._owner)
+        return None if found is None else found[:2]
 
     def best(self) -> dict[str, NDArray[np.float32]]:
         """Returns the tensors that `keep_best` wrote last.
@@ -91,32 +97,32 @@ class StateFolder(Generic[P]):
         Raises:
             IntegrityError: they are missing or damaged.
         """
-        return _tensors(self.path / BEST)[0]
+        return read_state(self.path / BEST, self._owner)
 
     def clean(self) -> None:
         """Removes what a commit that was cut off left behind."""
         for path in self.path.glob(f".{STATE}.*"):
             path.unlink(missing_ok=True)
 
-    def _read(self, path: Path) -> tuple[P, dict[str, NDArray[np.float32]]]:
+    def _read(self, path: Path) -> tuple[P, dict[str, NDArray[np.float32]], dict[str, str]]:
         tensors, header = _tensors(path)
         try:
-            return self._progress.model_validate_json(header.get(_HEADER, "")), tensors
+            return self._progress.model_validate_json(header.get(_HEADER, "")), tensors, header
         except ValidationError as error:
             raise IntegrityError(f"{path} is not a state of this program ({error.title})") from error
 
 
-def read_state(path: Path) -> dict[str, NDArray[np.float32]]:
+def read_state(path: Path, owner: str) -> dict[str, NDArray[np.float32]]:
     """Returns the tensors of a state: of a folder that `adapt` wrote, or of one of its files.
 
     Raises:
         IntegrityError: there is none, or it is damaged.
+        ConfigError: it is of another training step than `owner`.
     """
-    if path.is_file():
-        return _tensors(path)[0]
-    found = _newest(path, _tensors) if path.is_dir() else None
+    found = _tensors(path) if path.is_file() else _newest(path, _tensors) if path.is_dir() else None
     if found is None:
         raise IntegrityError(f"no state at {path}: give the folder that `wasi-export adapt` wrote")
+    _require_owner(path, found[1], owner)
     return found[0]
 
 
@@ -160,6 +166,23 @@ def _newest(folder: Path, read: Callable[[Path], T]) -> T | None:
     if problems:
         raise IntegrityError(f"{'; '.join(problems)}: name a new folder")
     return None
+
+
+def _require_owner(path: Path, header: Mapping[str, str], owner: str) -> None:
+    if (got := header.get(_OWNER)) != owner:
+        raise ConfigError(
+            f"{path} is a state of another bundle (training step {got}, this is {owner}): give the bundle "
+            "that it was trained with, or a new folder"
+        )
+
+
+def _is_whole(path: Path) -> bool:
+    """Returns whether the header is there and the file as long as it says; its tensors are not read."""
+    try:
+        with safe_open(path, framework="np"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def _tensors(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]]:

@@ -3,8 +3,12 @@
 The step writes the new state over the old one: its graph was checked for that when it was exported
 (`converters/step_graph/in_place.py`), so the state is in memory once. No number leaves the buffers from step
 to step but the loss, the count of right answers and the norm of the gradient.
+
+Where the step was exported in two halves, an update may be that of several batches: `step(…, last=False)`
+adds to the sums of the gradients alone.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +20,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from wasi_export.artifact import EVALUATE, PARAMETERS, STEP, Bundle, TrainingGraph
+from wasi_export.artifact import BASES, EVALUATE, PARAMETERS, STEP, UPDATE, Bundle, TrainingGraph
 from wasi_export.errors import IntegrityError, ModelFailedError, UsageError
+from wasi_export.runtimes.bound_graph import BoundGraph
 from wasi_export.runtimes.session import one_line, open_model, session_options
 
 Tensors = Mapping[str, NDArray[np.float32]]
@@ -25,12 +30,17 @@ Tensors = Mapping[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step tells of itself, before its update."""
+    """What a step tells of itself, before its update; of all images that the update is of, so far."""
 
     loss: float
     correct: int
-    gradient_norm: float
-    """Before it was clipped."""
+    gradient_norm: float | None
+    """Before it was clipped; None where there was no update yet."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether its numbers are."""
+        return math.isfinite(self.loss) and (self.gradient_norm is None or math.isfinite(self.gradient_norm))
 
 
 class TrainingSession:
@@ -41,6 +51,13 @@ class TrainingSession:
     ) -> None:
         """Loads the step, its optimiser at the start; the forward pass is loaded when it is first asked for.
 
+        Args:
+            step: the graph; its second half, where it has one, is beside it.
+            evaluate: graph of the forward pass.
+            facts: of the manifest.
+            parameters: that are trained, and the bases that the step begins with.
+            threads: of onnxruntime.
+
         Raises:
             HostError: the graph needs a newer onnxruntime.
             ModelFailedError: it does not load.
@@ -49,12 +66,20 @@ class TrainingSession:
         self.facts, self.threads = facts, threads
         self._evaluate_path = evaluate
         self._evaluate: ort.InferenceSession | None = None
-        self._step = open_model(step, self._options(facts.optimise))
-        self._outputs = [output.name for output in self._step.get_outputs()]
-        shapes = {value.name: value.shape for value in self._step.get_inputs()}
-        self._state = {name: _buffer(parameters, name, shapes[name]) for name in facts.parameters}
-        self._state |= {name: _zeros(shapes[name]) for name in facts.optimizer}
-        self._binding = self._bind()
+        self._step = BoundGraph(step, self._options(facts.optimise))
+        self._update: BoundGraph | None = None
+        if facts.settings.accumulate:
+            self._update = BoundGraph(step.with_name(Path(UPDATE).name), self._options(facts.optimise))
+        self._images = next(iter(self._step.inputs))
+        shapes = dict(self._step.inputs) | (dict(self._update.inputs) if self._update else {})
+        stored = (*facts.parameters, *facts.bases)
+        self._state = {name: _buffer(parameters, name, shapes[name]) for name in stored}
+        zeros = (name for name in (*facts.optimizer, *facts.sums) if name not in self._state)
+        self._state |= {name: _zeros(shapes[name]) for name in zeros}
+        self._step.bind(self._state)
+        if self._update is not None:
+            self._update.bind(self._state)
+        self._is_part_done = False
 
     @classmethod
     def open(cls, bundle: Bundle, *, threads: int = 1) -> Self:
@@ -77,6 +102,8 @@ class TrainingSession:
     def load(cls, folder: Path, facts: TrainingGraph, *, threads: int = 1) -> Self:
         """Returns the step in the folder of a bundle."""
         parameters = read_tensors(folder / PARAMETERS)
+        if facts.bases:
+            parameters |= read_tensors(folder / BASES)
         return cls(folder / STEP, folder / EVALUATE, facts, parameters, threads=threads)
 
     def step(
@@ -87,32 +114,47 @@ class TrainingSession:
         lr: float,
         weight_decay: float = 0.0,
         clip_norm: float = float("inf"),
+        last: bool = True,
     ) -> StepResult:
         """Takes one step on images [B, C, H, W] and targets [B], or [B, classes] where the loss takes such.
 
+        Args:
+            images: as the model takes them.
+            targets: of them.
+            lr: learning rate.
+            weight_decay: of the step.
+            clip_norm: largest norm of the gradient.
+            last: whether these are the last images of the update; it is of all since the one before.
+
         Raises:
-            ModelFailedError: the graph cannot take them, or fails.
+            UsageError: they are not the last, and the step was not exported for that.
+            ModelFailedError: the graph cannot take them, or fails; then the update begins anew.
         """
-        inputs = {
-            self._step.get_inputs()[0].name: np.ascontiguousarray(images),
-            "targets": np.ascontiguousarray(targets),
-            **{
-                name: np.array(value, np.float32)
-                for name, value in (("lr", lr), ("weight_decay", weight_decay), ("clip_norm", clip_norm))
-            },
+        if not last and self._update is None:
+            raise UsageError(
+                "this training step makes an update of every batch: export it again with "
+                "adapt.accumulate = true"
+            )
+        data = {self._images: images, "targets": targets}
+        scalars = {
+            name: np.array(value, np.float32)
+            for name, value in (("lr", lr), ("weight_decay", weight_decay), ("clip_norm", clip_norm))
         }
         try:
-            for name, value in inputs.items():
-                self._binding.bind_cpu_input(name, value)
-            for name in self._outputs[:3]:
-                self._binding.bind_output(name)
-            self._step.run_with_iobinding(self._binding)
+            if self._update is None:
+                found = self._step.run(data | scalars)
+            else:
+                found = self._step.run(data)
+                self._is_part_done = True
+                if last:
+                    found |= self._update.run(scalars)
+                    self._clear_sums()
         except Exception as error:  # the classes of onnxruntime have no base of their own
+            self._clear_sums()
             raise ModelFailedError(
                 f"the training step failed on images {list(images.shape)}: {one_line(str(error))}"
             ) from error
-        loss, correct, norm = (value.numpy() for value in self._binding.get_outputs()[:3])
-        return StepResult(float(loss), int(correct), float(norm))
+        return StepResult(found["loss"], int(found["correct"]), found.get("gradient_norm"))
 
     def outputs(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the outputs [B, classes] of the model as it is now, for images [B, C, H, W].
@@ -127,7 +169,7 @@ class TrainingSession:
             binding.bind_ortvalue_input(name, self._state[name])
         try:
             binding.bind_cpu_input(self._evaluate.get_inputs()[0].name, np.ascontiguousarray(images))
-            binding.bind_output("outputs")
+            binding.bind_output(self._evaluate.get_outputs()[0].name)
             self._evaluate.run_with_iobinding(binding)
         except Exception as error:
             raise ModelFailedError(
@@ -137,11 +179,15 @@ class TrainingSession:
         return found
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
-        """Returns copies of the parameters and the optimiser's state, by name."""
-        return {name: value.numpy().copy() for name, value in self._state.items()}
+        """Returns copies of the parameters and the optimiser's state, by name.
+
+        Between the parts of an update these are with the sums; else those are zeros, and left out.
+        """
+        left_out = () if self._is_part_done else self.facts.sums
+        return {name: value.numpy().copy() for name, value in self._state.items() if name not in left_out}
 
     def load_tensors(self, tensors: Tensors) -> None:
-        """Takes over the values of tensors, of all or of some names, in place.
+        """Takes over the values of tensors, of all or of some names, in place; sums without one are zeros.
 
         Raises:
             IntegrityError: a name or a shape is not of this step; then nothing is changed.
@@ -154,18 +200,15 @@ class TrainingSession:
         ]
         if problems := unknown + wrong:
             raise IntegrityError(f"the state does not fit the training step: {', '.join(problems[:3])}")
+        self._clear_sums()
         for name, tensor in tensors.items():
-            self._state[name].update_inplace(np.ascontiguousarray(tensor, np.float32))
+            self._state[name].update_inplace(np.asarray(tensor, np.float32, order="C"))
+        self._is_part_done = any(name in tensors for name in self.facts.sums)
 
-    def _bind(self) -> ort.IOBinding:
-        binding = self._step.io_binding()
-        for name, value in self._state.items():
-            binding.bind_ortvalue_input(name, value)
-        for name in self._outputs[:3]:
-            binding.bind_output(name)
-        for name in self._outputs[3:]:
-            binding.bind_ortvalue_output(name, self._state[name.removesuffix(".next")])
-        return binding
+    def _clear_sums(self) -> None:
+        for name in self.facts.sums:
+            self._state[name].update_inplace(np.zeros(self._state[name].shape(), np.float32))
+        self._is_part_done = False
 
     def _options(self, optimise: bool) -> ort.SessionOptions:
         options = session_options(threads=self.threads, optimise=optimise)

@@ -36,6 +36,8 @@ TRAINING = TrainingGraph(
     ),
     parameters=NAMES,
     optimizer=MOMENTS,
+    frozen=(),
+    model_parameters=102,
     parity_error=0.0,
 )
 CLASSES = ("dark", "light")

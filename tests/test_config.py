@@ -215,3 +215,10 @@ def test_a_budget_given_as_override_replaces_the_measure_and_joins_other_budgets
         {"subspace": {"max_params": 5, "allocation": "output_error"}}, ["subspace.rank=8"]
     )
     assert (again.subspace.rank, again.subspace.budgets) == (8, ())
+
+
+def test_a_board_augments_as_training_did_where_nothing_else_is_said():
+    config = Config.from_mapping({"data": {"hflip": 0.0, "scale": [0.5, 0.9]}})
+    assert (config.on_board.hflip, config.on_board.scale) == (0.0, (0.5, 0.9))
+    own = Config.from_mapping({"data": {"hflip": 0.0}, "adapt": {"hflip": 0.25, "scale": [0.3, 0.4]}})
+    assert (own.on_board.hflip, own.on_board.scale) == (0.25, (0.3, 0.4))

@@ -50,7 +50,13 @@ def test_the_base_dependencies_hold_neither_torch_nor_onnx() -> None:
     base = distribution_names(PYPROJECT["project"]["dependencies"])
     assert {"numpy", "onnxruntime", "typer"} <= base
     assert base.isdisjoint(NOT_ON_A_BOARD)
-    assert {"torch", "onnx"} <= distribution_names(PYPROJECT["project"]["optional-dependencies"]["train"])
+    extras = {
+        name: distribution_names(needed)
+        for name, needed in PYPROJECT["project"]["optional-dependencies"].items()
+    }
+    assert {"torch", "wasi-export"} <= extras["train"]  # with the extra `merge`
+    assert "onnx" in extras["merge"]
+    assert "torch" not in extras["merge"]
 
 
 @pytest.mark.parametrize("name", LINKS)

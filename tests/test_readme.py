@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -19,6 +20,7 @@ from wasi_export.config import Config, Thresholds
 from wasi_export.errors import ExitCode
 from wasi_export.runtimes.preprocess import Preprocess
 from wasi_export.runtimes.session import Session
+from wasi_export.runtimes.state_folder import STATE
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -50,8 +52,7 @@ def test_the_python_of_the_readme_gives_the_outputs_of_the_runtime(
     size: tuple[int, int],
     interpolation: str,
 ) -> None:
-    (code,) = blocks("python")
-    assert "wasi_export" not in code
+    (code,) = (block for block in blocks("python") if "wasi_export" not in block)
     manifest = Bundle.open(bundle).manifest
     spec = manifest.input.model_copy(
         update={"crop_pct": 0.875, "interpolation": interpolation, "mean": (0.5, 0.4, 0.3)}
@@ -69,6 +70,22 @@ def test_the_python_of_the_readme_gives_the_outputs_of_the_runtime(
     # Two orders of float32 and float64 arithmetic on inputs of a few units: 1e-6 of them.
     np.testing.assert_allclose(json.loads(printed), expected, rtol=0, atol=1e-5)
     assert name == manifest.classes[expected.argmax()]
+
+
+def test_the_board_of_the_readme_learns_with_the_base_install(
+    base_python: Callable[..., CompletedProcess[str]], learning_bundle: Path, tmp_path: Path
+) -> None:
+    (code,) = (block for block in blocks("python") if "Adapter" in block)
+    shutil.copytree(learning_bundle, tmp_path / "bundle")
+    data = (
+        "from PIL import Image\n"
+        "labels = [0, 1, 0, 1]\n"
+        "images = [Image.new('RGB', (9, 7), (200 * label,) * 3) for label in labels]\n"
+    )
+    done = base_python("-c", f"{data}{code}\nprint(classes.tolist(), loss > 0)", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[0, 1, 0, 1] True\n"
+    assert (tmp_path / "state" / STATE).exists()
 
 
 def test_the_configuration_of_the_readme_is_valid(tmp_path: Path) -> None:

@@ -5,6 +5,13 @@
             model.onnx         inference graph, factors explicit, dynamic batch
             model.int8.onnx    or model.fp16.onnx: the same in smaller numbers, where asked for
             golden/golden.safetensors   inputs, reference outputs, labels: a board checks itself with them
+            train/step.onnx    a training step, and beside it, all by the names of the checkpoint:
+                  evaluate.onnx           the model with what is trained as inputs, before any pass
+                  parameters.safetensors  what is trained
+                  rest.safetensors        what is in neither of them
+                  bases.safetensors       in which inputs are kept, where they are
+                  update.onnx             the second half of the step, where it has two
+                  plan.json               the factored layers, before any was folded
             config.toml plan.json
 
 Nothing here is ever unpickled, and no file of a bundle is opened before its hash is right.
@@ -17,6 +24,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -25,7 +33,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from wasi_export.config import AdaptConfig, Frozen, NumberForm, TrainMethod
-from wasi_export.errors import ArtifactExistsError, IntegrityError, UsageError
+from wasi_export.errors import ArtifactExistsError, ConfigError, IntegrityError, UsageError
 from wasi_export.ranks import LayerPlan
 
 MANIFEST = "manifest.json"
@@ -33,7 +41,10 @@ MANIFEST_DIGEST = "manifest.sha256"
 MODEL = "model.onnx"
 QUANTIZED_MODELS: Mapping[NumberForm, str] = {"int8": "model.int8.onnx", "fp16-storage": "model.fp16.onnx"}
 GOLDEN = "golden/golden.safetensors"
-STEP, EVALUATE, PARAMETERS = "train/step.onnx", "train/evaluate.onnx", "train/parameters.safetensors"
+STEP, UPDATE, EVALUATE = "train/step.onnx", "train/update.onnx", "train/evaluate.onnx"
+PARAMETERS, REST = "train/parameters.safetensors", "train/rest.safetensors"
+BASES = "train/bases.safetensors"
+TRAINED_PLAN = "train/plan.json"
 
 _REPAIR = "export it again or copy it again"
 
@@ -95,14 +106,28 @@ class TrainingGraph(Frozen):
     settings: AdaptConfig
     parameters: tuple[str, ...] = Field(description="that are trained; inputs and outputs of the graph")
     optimizer: tuple[str, ...] = Field(description="state of the optimiser, the same")
+    bases: tuple[str, ...] = Field((), description="of that state, what begins as stored, not as zeros")
+    sums: tuple[str, ...] = Field((), description="of gradients, between the two halves of the step")
     optimise: bool = Field(
         False, description="whether the runtime may rewrite the graph; then it keeps what is to be recomputed"
     )
-    parity_error: float = Field(description="of the step's forward pass, largest over the output scale")
+    frozen: tuple[str, ...] = Field(
+        description="tensors of the checkpoint that evaluate.onnx has as they are"
+    )
+    model_parameters: int = Field(description="of the checkpoint, before any layer was folded")
+    parity_error: float = Field(description="largest of the step, of its outputs or its loss")
 
     def __str__(self) -> str:
         s = self.settings
         return f"{s.trainable} by {s.opt}, {len(self.parameters)} tensors, recompute {s.recompute}"
+
+
+class Merged(Frozen):
+    """Where the parameters of a bundle come from that was made of others."""
+
+    bundle: str = Field(description="sha256 of the manifest of the bundle that was trained")
+    states: tuple[str, ...] = Field(description="sha256 of what was trained, one for each state")
+    shares: tuple[float, ...] = Field(description="of each state in the mean")
 
 
 class Manifest(Frozen):
@@ -120,6 +145,7 @@ class Manifest(Frozen):
     parity_error: float = Field(description="largest error over output scale at export")
     quantized: Quantized | None = None
     training: TrainingGraph | None = None
+    merged: Merged | None = None
     seed: int
     data_fingerprint: str | None = Field(description="hash of the training images and labels")
     metrics: Mapping[str, float] = Field(description="of the training run")
@@ -154,6 +180,12 @@ class Bundle:
         """The same graph in smaller numbers, where there is one."""
         quantized = self.manifest.quantized
         return None if quantized is None or quantized.file is None else self.path / quantized.file
+
+    @property
+    def training_identity(self) -> str:
+        """Hash of the training step and of what it begins with: a state goes with this one."""
+        files = self.manifest.files
+        return fingerprint(*(files[name].sha256 for name in sorted(files) if name.startswith("train/")))
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -198,6 +230,22 @@ def write_bundle_manifest(folder: Path, manifest: Manifest) -> None:
     data = manifest.model_copy(update={"files": files}).model_dump_json(indent=2).encode()
     write_bytes(folder / MANIFEST, data)
     write_bytes(folder / MANIFEST_DIGEST, _digest_line(data))
+
+
+def creation_time() -> str:
+    """Returns the time of SOURCE_DATE_EPOCH, or else now, in ISO 8601.
+
+    Source: https://reproducible-builds.org/specs/source-date-epoch/
+
+    Raises:
+        ConfigError: SOURCE_DATE_EPOCH is not a number of seconds.
+    """
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    try:
+        moment = datetime.now(UTC) if epoch is None else datetime.fromtimestamp(int(epoch), UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise ConfigError(f"SOURCE_DATE_EPOCH must be seconds since 1970, got {epoch!r}") from error
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _digest_line(manifest: bytes) -> bytes:

@@ -29,6 +29,8 @@ StepLoss = Literal["cross_entropy", "soft_targets", "mse"]
 Recompute = Literal["none", "block", "fine"]
 TrainMethod = Literal["dense", "subspace"]
 UpdateRule = Literal["factors", "right", "wsi"]
+StepUpdate = Literal["factors", "wsi"]
+StepActivation = Literal["none", "feature", "feature+token"]
 MemoryLevel = Literal["none", "fast", "small", "streamed"]
 BoundaryType = Literal["fp32", "bf16"]
 
@@ -282,6 +284,22 @@ class AdaptConfig(Frozen):
         description="factors, right, head, blocks:N, all, or name patterns with commas between them",
     )
     opt: StepOptimizer = Field("adamw", description="update rule of the step")
+    update: StepUpdate = Field(
+        "factors",
+        description="what moves the factors. factors: opt moves both; wsi: gradient descent on the product, "
+        "at the rate factor_lr; opt moves the rest",
+    )
+    factor_lr: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto", description="of the factors `left` and `right`; auto: lr, scaled by their shape"
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="of wsi, and of opt = momentum")
+    activation: StepActivation = Field(
+        "none", description="modes in which the inputs of trained factors are kept compressed"
+    )
+    activation_epsilon: float = Field(0.95, gt=0, le=1, description="energy of those inputs to keep")
+    accumulate: bool = Field(
+        False, description="one update of several batches, for which `adapt` has --micro-batch"
+    )
     loss: StepLoss = Field("cross_entropy", description="soft_targets and mse take targets of [B, classes]")
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
     recompute: Recompute = Field(
@@ -295,6 +313,28 @@ class AdaptConfig(Frozen):
     warmup_steps: int = Field(5, ge=0)
     epochs: int = Field(3, ge=1)
     batch_size: int = Field(8, ge=1)
+    scale: tuple[float, float] | None = Field(
+        None, description="area range of the random crop; None: that of data"
+    )
+    hflip: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="probability of a horizontal flip; None: that of data"
+    )
+
+    @model_validator(mode="after")
+    def _wsi_has_what_it_needs(self) -> Self:
+        if self.update != "wsi":
+            return self
+        if self.activation == "none":
+            raise ValueError(
+                'update = "wsi" takes the gradient of a weight in the basis of its input, got activation = '
+                '"none": set activation = "feature" or "feature+token"'
+            )
+        if self.factor_lr == "auto":
+            raise ValueError(
+                'update = "wsi" is gradient descent, whose rate is not that of other optimizers: set '
+                "factor_lr to a number, got 'auto'"
+            )
+        return self
 
 
 class ExportConfig(Frozen):
@@ -356,6 +396,17 @@ class Config(Frozen):
     export: ExportConfig = ExportConfig()
     adapt: AdaptConfig = AdaptConfig()
     thresholds: Thresholds = Thresholds()
+
+    @property
+    def on_board(self) -> AdaptConfig:
+        """`adapt`, with the augmentation of `data` where it has none of its own."""
+        own = self.adapt
+        return own.model_copy(
+            update={
+                "scale": self.data.scale if own.scale is None else own.scale,
+                "hflip": self.data.hflip if own.hflip is None else own.hflip,
+            }
+        )
 
     @classmethod
     def from_toml(cls, path: Path, overrides: Sequence[str] = ()) -> Self:

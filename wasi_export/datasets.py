@@ -149,13 +149,15 @@ def download_fashion_mnist(root: Path) -> Path:
 
 
 def load_labelled(source: str, classes: Sequence[str], *, root: Path | None = None) -> ImageSet:
-    """Returns the images to judge a model with `classes` on: the validation split, or the whole of a folder.
+    """Returns the images to judge a model with `classes` on: the validation split, a folder or an .npz.
 
     Raises:
         DataError: the source is unknown, cannot be read, or has other classes.
         NothingToCheckError: a folder holds no images.
     """
     folder = Path(source)
+    if folder.suffix == ".npz":
+        return npz_images(folder, tuple(classes))
     if source in NAMED_SOURCES or not folder.is_dir():
         images = load_splits(source, root=root)[1]
         if images.classes != tuple(classes):
@@ -224,7 +226,7 @@ def load_new_images(source: str, classes: Sequence[str], *, root: Path | None = 
         NothingToCheckError: there are no images.
     """
     path = Path(source)
-    if path.suffix == ".npz" and path.is_file():
+    if path.suffix == ".npz":
         return npz_images(path, tuple(classes))
     if source in NAMED_SOURCES or not path.is_dir():
         images = load_splits(source, root=root)[0]
@@ -243,14 +245,18 @@ def npz_images(path: Path, classes: tuple[str, ...]) -> ImageSet:
         NothingToCheckError: there are no images.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             pixels, labels = archive["images"], archive["labels"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not an archive of `images` and `labels`: {error}") from error
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"{path} is not an .npz of `images` and `labels` ({error}): write it with numpy.savez"
+        ) from error
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] != 3):
         raise DataError(
             f"{path}: images must be uint8 [N, H, W] or [N, H, W, 3], got {pixels.dtype} {list(pixels.shape)}"
         )
+    if 0 in pixels.shape[1:]:
+        raise DataError(f"{path}: images have no pixels, got {list(pixels.shape)}: write them anew")
     if labels.shape != pixels.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
             f"{path}: labels must be integers [{len(pixels)}], got {labels.dtype} {list(labels.shape)}"

@@ -11,8 +11,8 @@ from wasi_export import __version__
 class FinishPass(ir.passes.InPlacePass):
     """Names the batch axis and the producer and drops all that is not computation, in place.
 
-    torch notes stack traces (with the paths of the machine) and module classes in every node and value, and
-    calls the batch axis something like `s77`.
+    Initializers come in the order in which they are first used. torch notes stack traces (with the paths of
+    the machine) and module classes in every node and value, and calls the batch axis something like `s77`.
     """
 
     def __init__(self, *, name: str) -> None:
@@ -35,7 +35,16 @@ class FinishPass(ir.passes.InPlacePass):
             value.metadata_props.clear()
             if value.shape is not None and isinstance(batch, ir.SymbolicDim) and batch.value:
                 value.shape = ir.Shape([_renamed(size, batch.value) for size in value.shape])
+        _sort_initializers(graph)
         return ir.passes.PassResult(model, modified=True)
+
+
+def _sort_initializers(graph: ir.Graph) -> None:
+    used = {str(value.name): None for node in graph for value in node.inputs if value is not None}
+    values = [graph.initializers[name] for name in used if name in graph.initializers]
+    graph.initializers.clear()
+    for value in values:
+        graph.register_initializer(value)
 
 
 def _results(graph: ir.Graph) -> list[ir.Value]:

@@ -9,7 +9,8 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
-from wasi_export.converters.step_graph.lowering import Lower, Lowering, dtype_of, lowers, size_of
+from wasi_export.converters.step_graph.lowering import Lower, Lowering, Written, dtype_of, lowers, size_of
+from wasi_export.errors import UnsupportedModelError
 
 aten = torch.ops.aten
 Number = int | float | fx.Node
@@ -17,7 +18,9 @@ Number = int | float | fx.Node
 
 def _binary(op_type: str) -> Lower:
     def lower(w: Lowering, node: fx.Node, a: Number, b: Number, **_: Any) -> ir.Value:
-        tensors = [dtype_of(x) for x in (a, b) if isinstance(x, fx.Node) and hasattr(x.meta["val"], "dtype")]
+        tensors = [
+            dtype_of(x) for x in (a, b) if isinstance(x, fx.Node) and isinstance(x.meta["val"], torch.Tensor)
+        ]
         common = torch.promote_types(tensors[0], tensors[-1])
         if not common.is_floating_point and dtype_of(node).is_floating_point:
             common = dtype_of(node)
@@ -76,9 +79,29 @@ for _operator, _op_type in (
     (aten.erf.default, "Erf"),
     (aten.cos.default, "Cos"),
     (aten.sin.default, "Sin"),
-    (aten.logical_not.default, "Not"),
+    (aten.sign.default, "Sign"),
+    (aten.floor.default, "Floor"),
+    (aten.ceil.default, "Ceil"),
+    (aten.isnan.default, "IsNaN"),
+    (aten.isinf.default, "IsInf"),
 ):
     lowers(_operator)(_unary(_op_type))
+
+
+@lowers(operator.truediv)
+def _fraction(w: Lowering, node: fx.Node, a: Number, b: Number) -> ir.Value:
+    """Of sizes, as a mean over the batch has it."""
+    return w.op("Div", w.operand(a, torch.float32), w.operand(b, torch.float32))
+
+
+@lowers(aten.log1p.default)
+def _log1p(w: Lowering, node: fx.Node, x: fx.Node) -> ir.Value:
+    return w.op("Log", w.op("Add", w[x], w.operand(1.0, dtype_of(node))))
+
+
+@lowers(aten.expm1.default)
+def _expm1(w: Lowering, node: fx.Node, x: fx.Node) -> ir.Value:
+    return w.op("Sub", w.op("Exp", w[x]), w.operand(1.0, dtype_of(node)))
 
 
 @lowers(aten.rsqrt.default)
@@ -106,15 +129,53 @@ def _clamp(w: Lowering, node: fx.Node, x: fx.Node, low: Any = None, high: Any = 
     return value
 
 
+@lowers(aten.hardtanh.default)
+def _hardtanh(w: Lowering, node: fx.Node, x: fx.Node, low: float = -1.0, high: float = 1.0) -> Written:
+    return _clamp(w, node, x, low, high)
+
+
 @lowers(aten.where.self)
 def _where(w: Lowering, node: fx.Node, condition: fx.Node, a: Number, b: Number) -> ir.Value:
     like = dtype_of(node)
     return w.op("Where", w[condition], w.operand(a, like), w.operand(b, like))
 
 
-@lowers(aten.bitwise_and.Tensor, aten.logical_and.default)
-def _and(w: Lowering, node: fx.Node, a: fx.Node, b: fx.Node) -> ir.Value:
-    return w.op("And", w[a], w[b])
+def _logical(op_type: str) -> Lower:
+    def lower(w: Lowering, node: fx.Node, a: fx.Node, *b: fx.Node) -> ir.Value:
+        if any(dtype_of(x) != torch.bool for x in (a, *b)):
+            raise UnsupportedModelError("it has a form for truth values only")
+        return w.op(op_type, w[a], *(w[x] for x in b))
+
+    return lower
+
+
+lowers(aten.bitwise_and.Tensor, aten.logical_and.default)(_logical("And"))
+lowers(aten.bitwise_or.Tensor, aten.logical_or.default)(_logical("Or"))
+lowers(aten.bitwise_not.default, aten.logical_not.default)(_logical("Not"))
+
+
+@lowers(aten.ne.Tensor, aten.ne.Scalar)
+def _ne(w: Lowering, node: fx.Node, a: fx.Node, b: Number) -> ir.Value:
+    equal = _binary("Equal")(w, node, a, b)
+    assert isinstance(equal, ir.Value)
+    return w.op("Not", equal)
+
+
+@lowers(aten.div.Tensor_mode, aten.div.Scalar_mode)
+def _div(w: Lowering, node: fx.Node, a: fx.Node, b: Number, *, rounding_mode: str | None) -> ir.Value:
+    quotient = _binary("Div")(w, node, a, b)
+    assert isinstance(quotient, ir.Value)
+    if rounding_mode is None:
+        return quotient
+    if rounding_mode != "floor" or not dtype_of(node).is_floating_point:
+        raise UnsupportedModelError(f"it has no form for {dtype_of(node)} rounded by {rounding_mode}")
+    return w.op("Floor", quotient)
+
+
+@lowers(aten.cumsum.default)
+def _cumsum(w: Lowering, node: fx.Node, x: fx.Node, dim: int, **_: Any) -> ir.Value:
+    value = w[x] if dtype_of(x) == dtype_of(node) else w.cast(w[x], dtype_of(node))
+    return w.op("CumSum", value, w.builder.constant(np.array(dim, np.int64)))
 
 
 @lowers(aten._to_copy.default)
@@ -145,11 +206,19 @@ def _amax(w: Lowering, node: fx.Node, x: fx.Node, dim: Sequence[int] = (), keepd
     return w.op("ReduceMax", w[x], *axes, keepdims=int(keepdim))
 
 
+@lowers(aten.any.dim, aten.any.dims)
+def _any(w: Lowering, node: fx.Node, x: fx.Node, dim: int | Sequence[int], keepdim: bool = False) -> ir.Value:
+    axes = w.ints(*([dim] if isinstance(dim, int) else dim))
+    counted = w.op("ReduceMax", w.cast(w[x], torch.int32), axes, keepdims=int(keepdim))
+    return w.cast(counted, torch.bool)
+
+
 @lowers(aten.argmax.default)
 def _argmax(
     w: Lowering, node: fx.Node, x: fx.Node, dim: int | None = None, keepdim: bool = False
 ) -> ir.Value:
-    assert dim is not None
+    if dim is None:
+        raise UnsupportedModelError("it has a form along an axis only")
     return w.op("ArgMax", w[x], axis=dim, keepdims=int(keepdim))
 
 

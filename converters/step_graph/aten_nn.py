@@ -6,8 +6,6 @@ With y = f(x) and dy the gradient of the loss by y:
     Softmax      dx = y·(dy - Σ dy·y)
     GELU         dx = dy·(Φ(x) + x·φ(x)),  Φ, φ: the normal distribution and its density
     SiLU         dx = dy·σ·(1 + x·(1 - σ)),  σ = sigmoid(x)
-    convolution  dX: the transposed convolution of dY; dW: the convolution of X with dY as filters, the batch
-                 as their channels
 """
 
 import math
@@ -33,7 +31,8 @@ def _mm(w: Lowering, node: fx.Node, a: fx.Node, b: fx.Node) -> ir.Value:
 def _addmm(
     w: Lowering, node: fx.Node, bias: fx.Node, a: fx.Node, b: fx.Node, *, beta: float = 1, alpha: float = 1
 ) -> ir.Value:
-    assert beta == alpha == 1
+    if beta != 1 or alpha != 1:
+        raise UnsupportedModelError(f"it has a form without scales only, got {beta} and {alpha}")
     return _gemm(w, a, b, w[bias])
 
 
@@ -199,125 +198,77 @@ def _relu(w: Lowering, node: fx.Node, x: fx.Node) -> ir.Value:
     return w.op("Relu", w[x])
 
 
+@lowers(aten.leaky_relu.default)
+def _leaky_relu(w: Lowering, node: fx.Node, x: fx.Node, slope: float = 0.01) -> ir.Value:
+    return w.op("LeakyRelu", w[x], alpha=slope)
+
+
+@lowers(aten.elu.default)
+def _elu(
+    w: Lowering, node: fx.Node, x: fx.Node, alpha: float = 1.0, scale: float = 1.0, inner: float = 1.0
+) -> ir.Value:
+    if scale != 1 or inner != 1:
+        raise UnsupportedModelError(f"it has a form without scales only, got {scale} and {inner}")
+    return w.op("Elu", w[x], alpha=float(alpha))
+
+
 @lowers(aten.threshold_backward.default)
 def _threshold_backward(w: Lowering, node: fx.Node, dy: fx.Node, y: fx.Node, threshold: float) -> ir.Value:
     zero = w.operand(0.0, torch.float32)
     return w.op("Where", w.op("Greater", w[y], w.operand(threshold, torch.float32)), w[dy], zero)
 
 
-@lowers(aten.convolution.default)
-def _convolution(
-    w: Lowering,
-    node: fx.Node,
-    x: fx.Node,
-    weight: fx.Node,
-    bias: fx.Node | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> ir.Value:
-    if transposed:
-        raise UnsupportedModelError(f"a transposed convolution has no form in a training graph: {node}")
-    inputs = [w[x], w[weight], *([] if bias is None else [w[bias]])]
-    pads = [*padding, *padding]
-    return w.op("Conv", *inputs, strides=stride, pads=pads, dilations=dilation, group=groups)
-
-
-@lowers(aten.convolution_backward.default)
-def _convolution_backward(
-    w: Lowering,
-    node: fx.Node,
-    dy: fx.Node,
-    x: fx.Node,
-    weight: fx.Node,
-    bias_sizes: Any,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-    wanted: Sequence[bool],
-) -> Written:
-    image, kernel, out = (list(map(int, size_of(t)[2:])) for t in (x, weight, dy))
-    dx = dweight = dbias = None
-    # Rows and columns that no filter reaches, as the stride does not divide the rest.
-    left_over = [
-        n + 2 * p - (d * (k - 1) + 1) - s * (o - 1)
-        for n, p, d, k, s, o in zip(image, padding, dilation, kernel, stride, out, strict=True)
-    ]
-    if wanted[0]:
-        dx = w.op(
-            "ConvTranspose", w[dy], w[weight], strides=stride, pads=[*padding, *padding],
-            dilations=dilation, group=groups, output_padding=left_over,
-        )  # fmt: skip
-    if wanted[1]:
-        dweight = _filter_gradient(w, dy, x, groups, stride, padding, dilation, left_over)
-    if wanted[2]:
-        dbias = w.op("ReduceSum", w[dy], w.ints(0, 2, 3), keepdims=0)
-    return [dx, dweight, dbias]
-
-
-def _filter_gradient(
-    w: Lowering,
-    dy: fx.Node,
-    x: fx.Node,
-    groups: int,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    left_over: Sequence[int],
-) -> ir.Value:
-    """Returns the gradient [O, I/groups, h, w]: X as an image of B channels, dY as filters of B channels.
-
-    With groups, the image has the channels of one group on the axis of the batch and the groups, times the
-    batch, on that of the channels.
-    """
-    batch_first = [1, 0, 2, 3]
-    channels, height, width = size_of(x)[1:]
-    ends = [p - r for p, r in zip(padding, left_over, strict=True)]
-    if min(ends) < 0:  # what no filter reached is cut off
-        cut = [n - max(0, -e) for n, e in zip((height, width), ends, strict=True)]
-        image = w.op("Slice", w[x], w.ints(0, 0), w.ints(*map(int, cut)), w.ints(2, 3))
-        height, width = cut
-        ends = [max(0, e) for e in ends]
-    else:
-        image = w[x]
-    pads = [*padding, *ends]
-    if groups == 1:
-        image, filters = (w.op("Transpose", t, perm=batch_first) for t in (image, w[dy]))
-    else:
-        inner = int(channels) // groups
-        image = w.op("Reshape", image, w.ints(-1, groups, inner, int(height), int(width)))
-        image = w.op("Transpose", image, perm=[2, 1, 0, 3, 4])
-        image = w.op("Reshape", image, w.ints(inner, -1, int(height), int(width)))
-        filters = w.op("Transpose", w[dy], perm=batch_first)
-    found = w.op("Conv", image, filters, strides=dilation, dilations=stride, pads=pads, group=groups)
-    return w.op("Transpose", found, perm=batch_first)
-
-
-@lowers(aten._native_batch_norm_legit_no_training.default)
+@lowers(aten.native_batch_norm.default)
 def _batch_norm(
     w: Lowering,
     node: fx.Node,
     x: fx.Node,
-    weight: fx.Node,
-    bias: fx.Node,
-    mean: fx.Node,
-    variance: fx.Node,
+    weight: fx.Node | None,
+    bias: fx.Node | None,
+    mean: fx.Node | None,
+    variance: fx.Node | None,
+    training: bool,
     momentum: float,
     eps: float,
 ) -> Written:
-    return [w.op("BatchNormalization", w[x], w[weight], w[bias], w[mean], w[variance], epsilon=eps)]
+    if training or mean is None or variance is None:
+        raise UnsupportedModelError("a batch norm without statistics of its own has no form: each needs them")
+    channels = size_of(x)[1]
+    scale, shift = (
+        w.op("Expand", w.operand(fill, torch.float32), w.shape([channels])) if given is None else w[given]
+        for given, fill in ((weight, 1.0), (bias, 0.0))
+    )
+    normal = w.op("BatchNormalization", w[x], scale, shift, w[mean], w[variance], epsilon=eps)
+    return [normal, w[mean], w[variance]]  # the last two are of a batch in training; nothing reads them
 
 
-@lowers(aten.avg_pool2d.default)
-def _avg_pool(
-    w: Lowering, node: fx.Node, x: fx.Node, kernel: Sequence[int], stride: Sequence[int] = (),
-    padding: Sequence[int] = (0, 0), *_: Any,
-) -> ir.Value:  # fmt: skip
-    pads = [*padding, *padding]
-    return w.op("AveragePool", w[x], kernel_shape=kernel, strides=stride or kernel, pads=pads)
+@lowers(aten.native_batch_norm_backward.default)
+def _batch_norm_backward(
+    w: Lowering,
+    node: fx.Node,
+    dy: fx.Node,
+    x: fx.Node,
+    weight: fx.Node | None,
+    mean: fx.Node,
+    variance: fx.Node,
+    save_mean: Any,
+    save_rstd: Any,
+    training: bool,
+    eps: float,
+    wanted: Sequence[bool],
+) -> Written:
+    rank = len(size_of(x))
+    rows, column = w.ints(0, *range(2, rank)), w.ints(-1, *[1] * (rank - 2))
+    variance_eps = w.op("Add", w[variance], w.operand(eps, torch.float32))
+    rstd = w.op("Reciprocal", w.op("Sqrt", variance_eps))
+    dx = dweight = dbias = None
+    if wanted[0]:
+        slope = rstd if weight is None else w.op("Mul", rstd, w[weight])
+        dx = w.op("Mul", w[dy], w.op("Reshape", slope, column))
+    if wanted[1]:
+        centred = w.op("Sub", w[x], w.op("Reshape", w[mean], column))
+        moment = w.op("ReduceSum", w.op("Mul", w[dy], centred), rows, keepdims=0)
+        dweight = w.op("Mul", moment, rstd)
+    if wanted[2]:
+        dbias = w.op("ReduceSum", w[dy], rows, keepdims=0)
+    return [dx, dweight, dbias]

@@ -62,6 +62,22 @@ def _expand(w: Lowering, node: fx.Node, x: fx.Node, size: Sequence[Any], **_: An
     return w.op("Expand", w[x], w.whole_shape(size_of(node)))
 
 
+@lowers(aten.copy.default)
+def _copy(w: Lowering, node: fx.Node, x: fx.Node, source: fx.Node, *_: Any) -> ir.Value:
+    value = w[source] if dtype_of(source) == dtype_of(node) else w.cast(w[source], dtype_of(node))
+    if _equal(size_of(source), size_of(node)):
+        return value
+    return w.op("Expand", value, w.whole_shape(size_of(node)))
+
+
+@lowers(aten.repeat.default)
+def _repeat(w: Lowering, node: fx.Node, x: fx.Node, repeats: Sequence[Any]) -> ir.Value:
+    value, missing = w[x], len(repeats) - len(size_of(x))
+    if missing:
+        value = w.op("Unsqueeze", value, w.ints(*range(missing)))
+    return w.op("Tile", value, w.whole_shape(repeats))
+
+
 @lowers(aten.cat.default)
 def _cat(w: Lowering, node: fx.Node, parts: Sequence[fx.Node], dim: int = 0) -> ir.Value:
     return w.op("Concat", *(w[part] for part in parts), axis=dim)
@@ -119,10 +135,15 @@ def _slice_backward(
     whole = size_of(node)[dim]
     if _equal([whole], [size_of(grad)[dim]]):
         return w[grad]
-    if step != 1:
-        raise UnsupportedModelError(f"the gradient of a slice in steps of {step} has no form: {node}")
-    begin = _known(start) % _known(whole)
-    return _padded(w, w[grad], dim, begin, _known(whole) - begin - _known(size_of(grad)[dim]), len(size))
+    dim %= len(size)
+    part, begin, count = w[grad], _known(start), _known(size_of(grad)[dim])
+    begin = begin + _known(whole) if begin < 0 else begin
+    if step != 1:  # zeros between the rows, and as many after the last
+        spread = list(size_of(grad))
+        spread[dim] = count = count * step
+        between = _padded(w, w.op("Unsqueeze", part, w.ints(dim + 1)), dim + 1, 0, step - 1, len(size) + 1)
+        part = w.op("Reshape", between, w.shape(spread))
+    return _padded(w, part, dim, begin, _known(whole) - begin - count, len(size))
 
 
 @lowers(aten.select_backward.default)
@@ -134,20 +155,6 @@ def _select_backward(
     index %= whole
     part = w.op("Unsqueeze", w[grad], w.ints(dim))
     return _padded(w, part, dim, index, whole - index - 1, len(size))
-
-
-@lowers(aten.constant_pad_nd.default)
-def _constant_pad_nd(
-    w: Lowering, node: fx.Node, x: fx.Node, pad: Sequence[int], value: float = 0
-) -> ir.Value:
-    rank = len(size_of(x))
-    before, after = [0] * rank, [0] * rank
-    for place in range(len(pad) // 2):
-        before[rank - 1 - place], after[rank - 1 - place] = pad[2 * place], pad[2 * place + 1]
-    fill = w.operand(value, dtype_of(node))
-    if min(pad) >= 0:
-        return w.op("Pad", w[x], w.ints(*before, *after), fill)
-    raise UnsupportedModelError(f"a negative padding has no form in a training graph: {node}")
 
 
 @lowers(aten.flip.default)
@@ -186,12 +193,7 @@ def _embedding(w: Lowering, node: fx.Node, weight: fx.Node, index: fx.Node, *_: 
 
 @lowers(aten.index.Tensor)
 def _index(w: Lowering, node: fx.Node, x: fx.Node, indices: Sequence[fx.Node | None]) -> ir.Value:
-    given = [(axis, index) for axis, index in enumerate(indices) if index is not None]
-    if len(given) != 1:
-        raise UnsupportedModelError(
-            f"indexing by {len(given)} tensors has no form in a training graph: {node}"
-        )
-    ((axis, index),) = given
+    axis, index = _only(indices)
     return w.op("Gather", w[x], w[index], axis=axis)
 
 
@@ -204,13 +206,32 @@ def _index_put(
     values: fx.Node,
     accumulate: bool = False,
 ) -> ir.Value:
-    """Writes rows, as the gradient of a table that was looked up is made: rows that come twice are added."""
-    if len(indices) != 1 or indices[0] is None:
-        raise UnsupportedModelError(
-            f"writing at {len(indices)} indices has no form in a training graph: {node}"
-        )
-    at = w.op("Unsqueeze", w[indices[0]], w.ints(-1))
-    return w.op("ScatterND", w[x], at, w[values], reduction="add" if accumulate else "none")
+    """Writes rows, as the gradient of a table that was looked up is made: rows that come twice are added.
+
+    The axis that is written along is put first, and back after.
+    """
+    axis, index = _only(indices)
+    rank, inner = len(size_of(x)), len(size_of(index))
+    first = [axis, *(a for a in range(rank) if a != axis)]
+    rows = [*range(axis, axis + inner), *range(axis), *range(axis + inner, rank - 1 + inner)]
+    table, given = (w[x], w[values]) if axis == 0 else (
+        w.op("Transpose", w[x], perm=first), w.op("Transpose", w[values], perm=rows)
+    )  # fmt: skip
+    at = w.op("Unsqueeze", w[index], w.ints(-1))
+    written = w.op("ScatterND", table, at, given, reduction="add" if accumulate else "none")
+    return written if axis == 0 else w.op("Transpose", written, perm=[first.index(a) for a in range(rank)])
+
+
+def _only(indices: Sequence[fx.Node | None]) -> tuple[int, fx.Node]:
+    """Returns the axis and the node of the only index.
+
+    Raises:
+        UnsupportedModelError: there are more, or it is a mask.
+    """
+    given = [(axis, index) for axis, index in enumerate(indices) if index is not None]
+    if len(given) != 1 or dtype_of(given[0][1]) == torch.bool:
+        raise UnsupportedModelError(f"it has a form with one tensor of places, got {len(given)} or a mask")
+    return given[0]
 
 
 def _padded(w: Lowering, x: ir.Value, dim: int, before: int, after: int, rank: int) -> ir.Value:

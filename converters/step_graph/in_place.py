@@ -25,7 +25,7 @@ def check_in_place(model: onnx.ModelProto, states: Iterable[tuple[str, str]]) ->
     made_by = {output: index for index, node in enumerate(nodes) for output in node.output}
     readers: dict[str, set[int]] = {}
     for index, node in enumerate(nodes):
-        for name in node.input:
+        for name in _reads(node):
             readers.setdefault(name, set()).add(index)
     before = _sources(nodes, made_by)
     problems = []
@@ -45,8 +45,14 @@ def _sources(nodes: list[onnx.NodeProto], made_by: dict[str, int]) -> list[int]:
     before: list[int] = []
     for node in nodes:
         bits = 0
-        for name in node.input:
+        for name in _reads(node):
             if (source := made_by.get(name)) is not None:
                 bits |= before[source] | 1 << source
         before.append(bits)
     return before
+
+
+def _reads(node: onnx.NodeProto) -> set[str]:
+    """Returns what a node reads, the body of a loop included."""
+    bodies = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+    return set(node.input).union(*(_reads(inner) for body in bodies for inner in body.node))

@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from wasi_export.converters.graph_builder import GraphBuilder
+from wasi_export.converters.step_graph.coverage import UncoveredOperatorError
 from wasi_export.errors import UnsupportedModelError
 
 Written = ir.Value | Sequence[ir.Value | None]
@@ -34,15 +35,6 @@ _NUMPY: Mapping[torch.dtype, type[np.generic]] = {
 _LOWERS: dict[Any, Lower] = {}
 
 
-class UncoveredOperatorError(UnsupportedModelError):
-    """An operator that cannot be written."""
-
-    def __init__(self, operator: str) -> None:
-        """Makes the error for an operator of aten."""
-        self.operator = operator
-        super().__init__(f"{operator} has no form in a training graph")
-
-
 def lowers(*operators: Any) -> Callable[[Lower], Lower]:
     """Makes a function the one that writes these operators."""
 
@@ -55,6 +47,25 @@ def lowers(*operators: Any) -> Callable[[Lower], Lower]:
     return register
 
 
+def functional(operator: Any) -> Any:
+    """Returns the operator that does not write in place, of one that does; any other as it is."""
+    if not isinstance(operator, torch._ops.OpOverload) or not operator._schema.name.endswith("_"):
+        return operator
+    packet = getattr(torch.ops.aten, operator._schema.name.removeprefix("aten::").removesuffix("_"), None)
+    return getattr(packet, operator._overloadname, operator)
+
+
+def _is_operator(node: fx.Node) -> bool:
+    """Returns whether a node computes tensors or fractions; what computes sizes is read where it is used."""
+    return node.op == "call_function" and not isinstance(node.meta.get("val"), torch.SymInt | torch.SymBool)
+
+
+def _memory(node: fx.Node) -> Any:
+    """Returns what identifies the memory of the tensor that a node gives; its views have the same."""
+    value = node.meta.get("val")
+    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else node
+
+
 def size_of(node: fx.Node) -> list[int | torch.SymInt]:
     """Returns the shape of what a node gives."""
     return list(node.meta["val"].shape)
@@ -62,7 +73,7 @@ def size_of(node: fx.Node) -> list[int | torch.SymInt]:
 
 def dtype_of(node: fx.Node) -> torch.dtype:
     """Returns the type of the numbers that a node gives."""
-    dtype: torch.dtype = node.meta["val"].dtype
+    dtype: torch.dtype = getattr(node.meta["val"], "dtype", torch.float32)  # a number has none
     return dtype
 
 
@@ -81,8 +92,11 @@ class Lowering:
         """Returns the outputs of a traced graph for values of its inputs.
 
         Raises:
-            UncoveredOperatorError: an operator has no function here.
+            UncoveredOperatorError: operators have no function here.
         """
+        missing = [n for n in graph.nodes if _is_operator(n) and functional(n.target) not in _LOWERS]
+        if missing:
+            raise UncoveredOperatorError(missing)
         given = iter(inputs)
         for node in graph.nodes:
             if node.op == "placeholder":
@@ -90,16 +104,36 @@ class Lowering:
             elif node.op == "get_attr":
                 tensor = getattr(graph.owning_module, str(node.target))
                 self._values[node] = self.builder.constant(tensor.detach().cpu().numpy())
-            elif node.op == "call_function" and not isinstance(node.meta.get("val"), torch.SymInt):
+            elif _is_operator(node):
                 self._values[node] = self._write(node)
         (output,) = (node for node in graph.nodes if node.op == "output")
         return [self[result] for result in output.args[0]]
 
     def _write(self, node: fx.Node) -> Written:
-        lower = _LOWERS.get(node.target)
-        if lower is None:
-            raise UncoveredOperatorError(str(node.target))
-        return lower(self, node, *node.args, **node.kwargs)
+        operator = functional(node.target)
+        try:
+            written = _LOWERS[operator](self, node, *node.args, **node.kwargs)
+            if operator is not node.target:
+                self._overwrite(node, written)
+        except UnsupportedModelError as error:
+            raise UncoveredOperatorError([node], str(error)) from error
+        return written
+
+    def _overwrite(self, node: fx.Node, written: Written) -> None:
+        """Lets what was written in place be the value of the tensor from here on.
+
+        Raises:
+            UnsupportedModelError: other tensors are views of the same memory, and read later.
+        """
+        target = node.args[0]
+        assert isinstance(target, fx.Node)
+        nodes = list(node.graph.nodes)
+        at = nodes.index(node)
+        later = set(nodes[at + 1 :])
+        for other in nodes[:at]:
+            if other is not target and _memory(other) == _memory(target) and later & set(other.users):
+                raise UnsupportedModelError(f"{target}, in which it writes, is in the same memory as {other}")
+        self._values[target] = written
 
     def __getitem__(self, node: Any) -> ir.Value:
         """Returns the only value of a node."""
@@ -122,7 +156,7 @@ class Lowering:
             found = dtype_of(argument)
             return value if found == like else self.op("Cast", value, to=int(DTYPES[like]))
         if isinstance(argument, fx.Node):
-            return self.op("Cast", self.size(argument), to=int(DTYPES[like]))
+            return self.op("Squeeze", self.op("Cast", self.size(argument), to=int(DTYPES[like])))
         return self.builder.constant(np.array(argument, _NUMPY[like]))
 
     def size(self, size: int | fx.Node | torch.SymInt) -> ir.Value:
@@ -172,6 +206,6 @@ def batches(size: int | fx.Node | torch.SymInt) -> int | None:
     times = expression / symbols[0] if len(symbols) == 1 else None
     if times is None or not times.is_Integer:
         raise UnsupportedModelError(
-            f"a size in the training step is {expression}, not a multiple of the batch"
+            f"a size is {str(expression).replace(str(symbols[0]), 'batch')}, not a multiple of the batch"
         )
     return int(times)

@@ -55,6 +55,7 @@ def update(
     *,
     lr: Tensor,
     decay: Tensor,
+    momentum: float = MOMENTUM,
 ) -> dict[str, Tensor]:
     """Returns the new parameters and the new state, under the names of the old ones.
 
@@ -66,6 +67,7 @@ def update(
         rates: by the names of parameters.
         lr: of the step, a scalar.
         decay: of the step, a scalar.
+        momentum: μ.
     """
     new: dict[str, Tensor] = {}
     first = second = lr
@@ -86,7 +88,7 @@ def update(
         if rates[key].decay:
             g = g + shrunk * w
         if name == "momentum":
-            g = MOMENTUM * state[f"{key}.momentum_buffer"] + g
+            g = momentum * state[f"{key}.momentum_buffer"] + g
             new[f"{key}.momentum_buffer"] = g
         new[key] = w - eta * g
     return new

@@ -1,6 +1,7 @@
 """The rate and the decay of each parameter, relative to those of the step: as in training.
 
-The head may have a rate of its own. The factors have those that make up for their shape (`rate_scale`).
+The head may have a rate of its own, and so may the factors; theirs else make up for their shape
+(`rate_scale`).
 Vectors, biases and what the model lists (position embedding, class token) are not decayed.
 """
 
@@ -14,17 +15,21 @@ from wasi_export.subspace import subspace_layers
 from wasi_export.subspace.update import rate_scale
 
 
-def parameter_rates(model: nn.Module, trainable: Sequence[str], *, head: float = 1.0) -> dict[str, Rates]:
+def parameter_rates(
+    model: nn.Module, trainable: Sequence[str], *, head: float = 1.0, factors: float | None = None
+) -> dict[str, Rates]:
     """Returns the rates of the parameters that are trained.
 
     Args:
         model: a timm model, dense or factored.
         trainable: names of parameters.
         head: rate of the head over that of the step.
+        factors: of the factors; None: by their shape.
     """
     lr = dict.fromkeys(head_names(model), head)
     for name, layer in subspace_layers(model):
-        lr[f"{name}.left"], lr[f"{name}.right"] = rate_scale(layer)
+        rates = rate_scale(layer) if factors is None else (factors, factors)
+        lr[f"{name}.left"], lr[f"{name}.right"] = rates
     kept = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
     shapes = dict(model.named_parameters())
     return {

@@ -46,6 +46,15 @@ def recomputing(model: nn.Module, how: Recompute) -> Iterator[None]:
             module.forward = forward
 
 
+def recomputed_modules(model: nn.Module, how: Recompute) -> set[nn.Module]:
+    """Returns what is computed again: the blocks of a model and all that is in them.
+
+    Raises:
+        ConfigError: the model has no blocks.
+    """
+    return {module for block in (blocks_of(model) if how != "none" else ()) for module in block.modules()}
+
+
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """Returns the blocks of a model: what its innermost lists of modules of one class hold.
 

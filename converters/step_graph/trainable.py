@@ -57,8 +57,10 @@ def trainable_names(model: nn.Module, chosen: str) -> list[str]:
 
 
 def head_names(model: nn.Module) -> set[str]:
-    """Returns the names of the parameters of the classifier; distilled models have two."""
-    classifier = model.get_classifier()  # type: ignore[operator]  # of every timm model
+    """Returns the names of the parameters of the classifier; distilled models have two, some models none."""
+    if not hasattr(model, "get_classifier"):  # as every timm model has
+        return set()
+    classifier = model.get_classifier()  # type: ignore[operator]
     return _of_modules(model, classifier if isinstance(classifier, tuple) else (classifier,))
 
 

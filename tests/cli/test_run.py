@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -96,6 +97,10 @@ def test_the_pipeline_does_each_stage_once(config, tmp_path):
     assert again.stderr == ""
     assert f"bundle: {folder / 'bundle'}" in again.stdout
     assert f"report: {folder / 'report' / 'report.md'}" in again.stdout
+
+    shutil.rmtree(folder / "bundle")  # what is not there any more is made again
+    assert STAGES[3] in stages_of(run(config, "-o", folder))
+    assert Bundle.open(folder / "bundle").manifest.model.method == "subspace"
 
     # Only what depends on the change is done again; a threshold that is missed is the exit code.
     stricter = run(config, "-o", folder, "-s", "thresholds.min_accuracy=1.0")

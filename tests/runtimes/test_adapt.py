@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from helpers import CLASSES
@@ -82,13 +86,13 @@ def test_time_that_is_over_saves_every_step_and_the_next_call_goes_on(adapter, l
         calls += 1
         assert progress.step == calls
     adapt(adapter, images(), OPTIONS, tmp_path / "whole")
-    assert same(read_state(tmp_path / "state"), adapter.session.tensors())
+    assert same(read_state(tmp_path / "state", adapter.identity), adapter.session.tensors())
 
 
 def test_too_much_memory_saves_the_step(adapter, tmp_path):
     with pytest.raises(HostError, match="--batch-size"):
         adapt(adapter, images(), OPTIONS, tmp_path / "state", budget=Budget(max_rss_mb=1))
-    assert same(read_state(tmp_path / "state"), adapter.session.tensors())
+    assert same(read_state(tmp_path / "state", adapter.identity), adapter.session.tensors())
 
 
 def test_held_out_images_get_no_worse(adapter, tmp_path):
@@ -99,7 +103,7 @@ def test_held_out_images_get_no_worse(adapter, tmp_path):
     assert progress.history[-1].accuracy < 1.0
     assert progress.best_epoch == 0
     assert same(adapter.session.tensors(), before)
-    assert same(read_state(tmp_path / "state"), before)
+    assert same(read_state(tmp_path / "state", adapter.identity), before)
 
 
 def test_without_held_out_images_the_last_state_is_kept(adapter, tmp_path):
@@ -136,7 +140,8 @@ def test_a_loss_that_is_not_finite_goes_back_at_a_lower_rate(adapter, tmp_path):
 def test_a_loss_that_is_never_finite_ends_with_what_to_do(adapter, tmp_path):
     with pytest.raises(ModelFailedError, match=r"the loss is .* after 5 returns to lower rates: lower --lr"):
         adapt(adapter, images(), OPTIONS.model_copy(update={"lr": 1e38}), tmp_path / "state")
-    assert all(np.isfinite(tensor).all() for tensor in read_state(tmp_path / "state").values())
+    kept = read_state(tmp_path / "state", adapter.identity)
+    assert all(np.isfinite(tensor).all() for tensor in kept.values())
 
 
 @pytest.mark.parametrize("change", [{"lr": 0.01}, {"seed": 1}, {"epochs": 5}])
@@ -149,6 +154,26 @@ def test_a_state_of_other_options_is_not_gone_on_with(adapter, tmp_path, change)
 def test_two_processes_do_not_share_a_state(adapter, tmp_path):
     with locked_folder(tmp_path / "state"), pytest.raises(UsageError, match="in use by another process"):
         adapt(adapter, images(), OPTIONS, tmp_path / "state")
+
+
+def memory_growth(bundle, state, *more):
+    """Bytes by which a process of its own grows in 1,800 steps."""
+    worker = str(Path(__file__).with_name("adapt_memory.py"))
+    command = [sys.executable, worker, str(bundle), str(state), *more]
+    return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+# A quarter of what a copy of the state in each step takes, and 15 times what the allocator and the history of
+# epochs were seen to take.
+ALLOWED_GROWTH = 10**6
+
+
+def test_memory_does_not_grow_with_the_steps(learning_bundle, tmp_path):
+    assert memory_growth(learning_bundle, tmp_path / "state") < ALLOWED_GROWTH
+
+
+def test_memory_that_grows_with_the_steps_is_found(learning_bundle, tmp_path):
+    assert memory_growth(learning_bundle, tmp_path / "state", "leak") > ALLOWED_GROWTH
 
 
 def test_a_fifth_of_new_and_old_images_is_held_out_where_none_are_given():

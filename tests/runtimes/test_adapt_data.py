@@ -54,3 +54,22 @@ def test_each_epoch_replays_other_images():
         }
 
     assert old(0) != old(1)
+
+
+@pytest.mark.parametrize("hflip", [0.0, 1.0])
+def test_images_are_mirrored_as_often_as_training_did(hflip):
+    left_is_dark = Image.fromarray(np.tile(np.arange(8, dtype=np.uint8) * 30, (8, 1)))
+    one = ImageSet(("old", "new"), np.ones(40, np.int64), lambda i: left_is_dark, "one")
+    data = AdaptData(one, None, SPEC, 40, 3, hflip=hflip)
+    x = next(data.batches(0, 0))[0]
+    assert ((x[..., -1] < x[..., 0]).all(axis=(1, 2)) == bool(hflip)).all()
+
+
+def test_crops_are_as_large_as_those_of_training():
+    steep = Image.fromarray(np.tile(np.arange(0, 256, 2, dtype=np.uint8), (128, 1)))
+    one = ImageSet(("old", "new"), np.ones(40, np.int64), lambda i: steep, "one")
+    spread = {}
+    for scale in ((0.2, 0.2), (1.0, 1.0)):
+        x = next(AdaptData(one, None, SPEC, 40, 3, scale=scale, hflip=0.0).batches(0, 0))[0]
+        spread[scale] = (x[..., -1] - x[..., 0]).mean()
+    assert spread[0.2, 0.2] / spread[1.0, 1.0] == pytest.approx(0.2**0.5, rel=0.2)  # of width; ratio is drawn

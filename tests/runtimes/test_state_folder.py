@@ -1,11 +1,18 @@
-import os
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from wasi_export.config import Frozen
-from wasi_export.errors import IntegrityError, UsageError
+from wasi_export.errors import ConfigError, IntegrityError, UsageError
 from wasi_export.runtimes.state_folder import BEST, PREVIOUS, STATE, StateFolder, locked_folder, read_state
+
+OWNER = "a training step"
+KILL_COMMITS = Path(__file__).with_name("kill_commits.py")
 
 
 class Step(Frozen):
@@ -14,7 +21,7 @@ class Step(Frozen):
 
 @pytest.fixture
 def folder(tmp_path):
-    return StateFolder(tmp_path / "state", Step)
+    return StateFolder(tmp_path / "state", Step, OWNER)
 
 
 def tensors(value):
@@ -28,7 +35,9 @@ def test_what_was_committed_is_read(folder):
     progress, found = folder.read()
     assert progress == Step(step=2)
     np.testing.assert_array_equal(found["blocks.0.left"], tensors(2)["blocks.0.left"])
-    np.testing.assert_array_equal(read_state(folder.path)["blocks.0.left"], tensors(2)["blocks.0.left"])
+    np.testing.assert_array_equal(
+        read_state(folder.path, OWNER)["blocks.0.left"], tensors(2)["blocks.0.left"]
+    )
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "noise"])
@@ -52,36 +61,70 @@ def test_a_folder_in_which_nothing_is_whole_is_an_error(folder):
         folder.read()
 
 
-@pytest.mark.parametrize("call", range(1, 5))
-def test_a_commit_that_is_cut_off_at_any_rename_or_sync_loses_nothing(folder, monkeypatch, call):
+def killed_commits(case, tmp_path):
+    """Returns (call, what is found) for a kill before each call that a commit of step 3 makes."""
+    command = [sys.executable, str(KILL_COMMITS), case, str(tmp_path)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
+@pytest.mark.parametrize(
+    ("case", "old"),
+    [("first", None), ("whole", 2), ("damaged", 1), ("missing", 1), ("best", 2)],
+)
+def test_a_kill_at_any_point_of_a_commit_leaves_the_old_or_the_new_state(tmp_path, case, old):
+    found = killed_commits(case, tmp_path)
+    states = [state for _, state in found]
+    assert states == sorted(states, key=[old, 3].index)  # a value that is neither is not in the list
+    assert states[0] == old
+    assert states[-1] == 3
+    # Each step was killed; and on disk the bytes are before their name, and the name before the end.
+    calls = [call for call, _ in found if call in ("open", "write", "flush", "fsync", "replace")]
+    renames = ["replace"] * (2 if case == "whole" else 1)
+    assert calls == ["open", "write", "flush", "fsync", *renames, "open", "fsync"]
+
+
+def test_kills_find_a_file_that_is_written_in_place(tmp_path):
+    states = [state for _, state in killed_commits("in place", tmp_path)]
+    assert 1 in states  # which is the commit before: of the two that there were the last one is lost
+
+
+def test_a_damaged_state_does_not_take_the_place_of_the_whole_one_before(folder):
     folder.commit(Step(step=1), tensors(1))
     folder.commit(Step(step=2), tensors(2))
-    calls = 0
+    (folder.path / STATE).write_bytes(b"noise" * 100)
+    folder.commit(Step(step=3), tensors(3))
+    (folder.path / STATE).unlink()
+    assert folder.read()[0] == Step(step=1)
 
-    def counted(original):
-        def run(*args, **kwargs):
-            nonlocal calls
-            calls += 1
-            if calls == call:
-                raise KeyboardInterrupt
-            return original(*args, **kwargs)
 
-        return run
+def test_a_full_disk_is_one_clear_line_and_loses_nothing(folder):
+    folder.commit(Step(step=1), tensors(1))
+    limits = resource.getrlimit(
+        resource.RLIMIT_FSIZE
+    )  # what a full disk is to a write: an OSError in the middle
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
+    try:
+        with pytest.raises(UsageError, match=r"cannot write .*: what was committed before is still there"):
+            folder.commit(Step(step=2), tensors(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert folder.read()[0] == Step(step=1)
+    assert [path.name for path in folder.path.iterdir()] == [STATE]
 
-    for name in ("fsync", "replace", "rename"):
-        monkeypatch.setattr(os, name, counted(getattr(os, name)))
-    with pytest.raises(KeyboardInterrupt):
-        folder.commit(Step(step=3), tensors(3))
-    monkeypatch.undo()
-    assert folder.read()[0].step in (2, 3)
-    folder.clean()
-    assert {path.name for path in folder.path.iterdir()} <= {STATE, PREVIOUS}
+
+def test_a_state_of_another_training_step_is_refused(folder):
+    folder.commit(Step(step=1), tensors(1))
+    folder.keep_best(tensors(1))
+    other = StateFolder(folder.path, Step, "another")
+    for read in (other.read, other.best, lambda: read_state(folder.path, "another")):
+        with pytest.raises(ConfigError, match=r"a state of another bundle .* give the bundle"):
+            read()
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write"):
-        StateFolder(tmp_path / "file", Step).commit(Step(step=1), tensors(1))
+        StateFolder(tmp_path / "file", Step, OWNER).commit(Step(step=1), tensors(1))
 
 
 def test_the_best_state_is_kept_apart(folder):
@@ -105,4 +148,4 @@ def test_a_folder_is_held_by_one_at_a_time(tmp_path):
 
 def test_no_state_says_what_to_give(tmp_path):
     with pytest.raises(IntegrityError, match="give the folder that `wasi-export adapt` wrote"):
-        read_state(tmp_path / "nothing")
+        read_state(tmp_path / "nothing", OWNER)

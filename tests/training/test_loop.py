@@ -10,8 +10,8 @@ import torch
 from wasi_export.datasets import load_data
 from wasi_export.errors import ConfigError, ModelFailedError
 from wasi_export.interrupt import TrainingInterrupted
+from wasi_export.run_folder import WEIGHTS
 from wasi_export.subspace.inject import factorize_model
-from wasi_export.training.checkpoint import WEIGHTS
 from wasi_export.training.data import make_loader, random_numbers
 from wasi_export.training.loop import METRICS, evaluate, fit
 from wasi_export.training.models import create_model, input_spec

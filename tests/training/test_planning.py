@@ -8,8 +8,8 @@ from wasi_export.config import Config
 from wasi_export.cost import linear_cost
 from wasi_export.datasets import load_data
 from wasi_export.errors import RankError
+from wasi_export.training.beginning import first_model
 from wasi_export.training.planning import PlannedModel, plan_model
-from wasi_export.training.stage import first_model
 
 MODEL = {
     "name": "vit_tiny_patch16_224",

@@ -1,16 +1,19 @@
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from wasi_export.errors import ArtifactExistsError, ConfigError, IntegrityError, UsageError
 from wasi_export.interrupt import TrainingInterrupted
 from wasi_export.ranks import Plan
+from wasi_export.run_folder import CONFIG, FACTS, PLAN, WEIGHTS
 from wasi_export.subspace.inject import subspace_layers
-from wasi_export.training.checkpoint import CONFIG, FACTS, PLAN, WEIGHTS, load_run, read_facts
+from wasi_export.training.beginning import first_model
+from wasi_export.training.checkpoint import load_run, read_facts
 from wasi_export.training.data import make_loader
 from wasi_export.training.loop import METRICS, evaluate
 from wasi_export.training.profile import PROFILE, TRACED_STEPS, WARMUP_STEPS, Profile
 from wasi_export.training.resume import CHECKPOINT
-from wasi_export.training.stage import Profiling, first_model, train_run
+from wasi_export.training.stage import Profiling, train_run
 
 pytestmark = pytest.mark.slow
 
@@ -193,9 +196,18 @@ def test_a_start_from_other_classes_is_refused(dense, tiny):
         first_model(tiny(), ("cat", "dog"), dense)
 
 
-def test_a_factored_run_is_no_start(finished, tiny, tmp_path):
-    with pytest.raises(ConfigError, match="factored already"):
-        train_run(tiny(), "subspace", tmp_path / "run", init=finished / "subspace")
+def test_a_factored_run_is_no_start_of_a_dense_one(finished, tiny, tmp_path):
+    with pytest.raises(ConfigError, match="is factored: give --method subspace"):
+        train_run(tiny(), "dense", tmp_path / "run", init=finished / "subspace")
+
+
+def test_a_factored_run_goes_on_with_its_factors(finished, tiny, tmp_path):
+    start = finished / "subspace"
+    facts = train_run(tiny("train.subspace.epochs=0"), "subspace", tmp_path / "run", init=start)
+    assert facts.parameters == read_facts(start).parameters
+    assert (tmp_path / "run" / PLAN).read_bytes() == (start / PLAN).read_bytes()
+    before, after = load_file(start / WEIGHTS), load_file(tmp_path / "run" / WEIGHTS)
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_folder_with_other_files_is_left_alone(tiny, tmp_path):

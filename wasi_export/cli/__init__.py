@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from wasi_export import __version__
-from wasi_export.cli import adapt, bench, export, inspect, plan, run, train, validate
+from wasi_export.cli import adapt, bench, export, inspect, merge, plan, run, train, train_graph, validate
 
 # \b keeps the lines apart.
 EXIT_CODES = """\b
@@ -51,9 +51,11 @@ for _command in (
     plan.plan,
     train.train,
     export.export,
+    train_graph.train_graph,
     validate.validate,
     bench.bench,
     adapt.adapt,
+    merge.merge,
     inspect.inspect,
 ):
     app.command()(_command)

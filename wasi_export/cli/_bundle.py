@@ -4,11 +4,9 @@ Imports torch, so commands import it when they are called.
 """
 
 import logging
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,26 +16,30 @@ from safetensors.numpy import save
 from wasi_export.artifact import (
     GOLDEN,
     MODEL,
+    TRAINED_PLAN,
     Bundle,
     Golden,
     InputSpec,
     Manifest,
     ModelFacts,
+    creation_time,
     staged_folder,
     write_bundle_manifest,
     write_bytes,
 )
 from wasi_export.cli._fold import choose_folds
 from wasi_export.cli._quantize import Source, add_quantized
-from wasi_export.cli._train_graph import add_training_graph
+from wasi_export.cli._train_graph import make_training_step, write_training_step
 from wasi_export.config import Config
 from wasi_export.converters.check import check_factors, graph_facts
-from wasi_export.converters.inference import OUTPUT_NAME, export_inference, reference_outputs
+from wasi_export.converters.inference import OUTPUT_NAME, reference_outputs, write_source
+from wasi_export.converters.merge import with_values
+from wasi_export.converters.simplify import simplify
 from wasi_export.datasets import ImageSet, load_calibration, load_data
 from wasi_export.errors import ConfigError, UnsupportedModelError
 from wasi_export.progress import Track, silent
 from wasi_export.ranks import Plan
-from wasi_export.runtimes.parity import measure_parity, require_parity, worst
+from wasi_export.runtimes.parity import PARITY_TOLERANCE, measure_parity, require_parity, worst
 from wasi_export.runtimes.preprocess import Preprocess
 from wasi_export.subspace.inject import fold_layers
 from wasi_export.training.checkpoint import load_run
@@ -50,8 +52,6 @@ if TYPE_CHECKING:
 
 TOOLS = ("wasi-export", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy")
 logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of every constant that it leaves alone
-
-PARITY_TOLERANCE = 1e-5  # of the output scale, where the configuration has none; fp32 graphs reach 1e-6
 
 
 @dataclass(frozen=True)
@@ -173,20 +173,28 @@ def write_checked(classifier: Classifier, folder: Path, *, track: Track = silent
     """
     config, golden = classifier.config, make_golden(classifier)
     tolerance = config.thresholds.max_parity_error or PARITY_TOLERANCE
-    training = None
+    name, trained, training = config.name, None, None
     if config.export.train_graph:
-        training = add_training_graph(
-            classifier.model, classifier.spec, config.adapt, golden, folder, tolerance=tolerance
-        )
+        trained = make_training_step(classifier.model, classifier.spec, config.on_board, golden.images)
     plan = _fold(classifier, track)
-    graph = export_inference(classifier.model, classifier.spec, opset=config.export.opset, name=config.name)
+    source = write_source(classifier.model, classifier.spec, opset=config.export.opset)
+    if trained is None:
+        graph = simplify(source, name)
+    else:
+        if classifier.plan is not None:
+            write_bytes(folder / TRAINED_PLAN, classifier.plan.model_dump_json(indent=2).encode())
+        training, evaluate = write_training_step(
+            trained, source, golden, folder, name=name, tolerance=tolerance
+        )
+        # In the way of `merge`, so that what has not learnt anything merges into the very same file.
+        graph = with_values(evaluate, trained.exported.parameters)
     check_factors(graph, plan)
     write_bytes(folder / MODEL, graph.SerializeToString(deterministic=True))
     write_bytes(folder / GOLDEN, save(vars(golden)))
     parity = measure_parity(folder / MODEL, golden)
     require_parity(parity, tolerance)
-    source = Source(graph, folder / MODEL, golden, classifier.images, classifier.spec, classifier.labelled)
-    quantized = add_quantized(source, config.export.quantize, track=track)
+    judged = Source(graph, folder / MODEL, golden, classifier.images, classifier.spec, classifier.labelled)
+    quantized = add_quantized(judged, config.export.quantize, track=track)
     write_bytes(folder / "config.toml", config.to_toml().encode())
     if classifier.plan is not None:
         write_bytes(folder / "plan.json", plan.model_dump_json(indent=2).encode())
@@ -212,7 +220,7 @@ def write_checked(classifier: Classifier, folder: Path, *, track: Track = silent
         data_fingerprint=classifier.data_fingerprint,
         metrics=dict(classifier.metrics),
         tools={"python": platform.python_version(), **{tool: version(tool) for tool in TOOLS}},
-        created=_now(),
+        created=creation_time(),
     )
     write_bundle_manifest(folder, manifest)
 
@@ -231,19 +239,3 @@ def make_golden(classifier: Classifier) -> Golden:
     images = classifier.images.sample(classifier.config.export.golden_images, classifier.config.seed)
     inputs = Preprocess(classifier.spec).batch([images[index][0] for index in range(len(images))])
     return Golden(inputs, reference_outputs(classifier.model, inputs), images.labels)
-
-
-def _now() -> str:
-    """Returns the time of SOURCE_DATE_EPOCH, or else now, in ISO 8601.
-
-    Source: https://reproducible-builds.org/specs/source-date-epoch/
-
-    Raises:
-        ConfigError: SOURCE_DATE_EPOCH is not a number of seconds.
-    """
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    try:
-        moment = datetime.now(UTC) if epoch is None else datetime.fromtimestamp(int(epoch), UTC)
-    except (ValueError, OverflowError, OSError) as error:
-        raise ConfigError(f"SOURCE_DATE_EPOCH must be seconds since 1970, got {epoch!r}") from error
-    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")

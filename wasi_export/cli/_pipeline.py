@@ -49,6 +49,7 @@ class Pipeline:
         """
         report = self.folder / "report"
         files = [report / name for name in ("summary.json", "report.json", "report.md")]
+        files += [self.folder / "baseline", self.folder / "bundle"]
         if self.force or not self.cache.is_done("report", self.keys.report, files):
             return None
         return read_document(RunSummary, report / "summary.json")
@@ -115,7 +116,9 @@ class Pipeline:
         self.cache.begin(name)
         say(f"{name}: exporting, {destination}")
         write_config(self.run_dirs[method], self.config)  # its export section may be newer than the run
-        export_run(self.run_dirs[method], destination, force=True, track=track)
+        # What a board goes on training is the low-rank model.
+        overrides = ["export.train_graph=false"] if method == "dense" else []
+        export_run(self.run_dirs[method], destination, overrides=overrides, force=True, track=track)
         self.cache.finish(name, key)
 
     def _measure_memory(self, path: Path) -> None:

@@ -49,7 +49,7 @@ class StageKeys:
         trainer, exporter = _versions("torch", "timm"), _versions("torch", "onnx", "onnxscript")
         dense = fingerprint(config.seed, config.model, weights, *images, config.train.dense, trainer)
         subspace = fingerprint(dense, config.subspace, config.train.subspace)
-        exported = config.name, config.export, config.adapt, config.thresholds.max_parity_error, exporter
+        exported = config.name, config.export, config.on_board, config.thresholds.max_parity_error, exporter
         baseline, bundle = fingerprint(dense, *exported), fingerprint(subspace, *exported)
         memory = fingerprint(dense, subspace)
         report = fingerprint(baseline, bundle, memory, config.thresholds, _versions("onnxruntime"))

@@ -29,12 +29,15 @@ def adapt(
     replay_limit: Annotated[int | None, typer.Option(min=2, help="The same of --replay.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: as exported, see inspect.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images of a step.")] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(min=1, help="Images in memory at a time; needs adapt.accumulate at export.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
     sched: Annotated[Literal["cosine", "constant"] | None, typer.Option(help="Schedule of the rate.")] = None,
     patience: Annotated[
         int | None, typer.Option(min=1, help="End after so many epochs without a better accuracy.")
     ] = None,
-    augment: Annotated[bool, typer.Option(help="Crop and mirror at random.")] = True,
+    augment: Annotated[bool, typer.Option(help="Crop at random, and mirror where training did.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Of the order and the augmentation.")] = 0,
     commit_every: Annotated[int, typer.Option(min=1, help="Steps from one saved state to the next.")] = 25,
     threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")] = 1,
@@ -42,6 +45,9 @@ def adapt(
     max_seconds: Annotated[float | None, typer.Option(help="Stop, saved, after so long.")] = None,
     max_rss: Annotated[float | None, typer.Option(help="Stop, saved, above so many 10^6 bytes.")] = None,
     max_celsius: Annotated[float | None, typer.Option(help="Pause while the processor is hotter.")] = None,
+    max_joules: Annotated[
+        float | None, typer.Option(help="Stop, saved, after so much energy, where there is a meter (RAPL).")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train on this machine, from the state that is there to the best one on held-out images.
@@ -52,14 +58,23 @@ def adapt(
     import os
 
     from wasi_export.datasets import load_labelled, load_new_images
+    from wasi_export.errors import ConfigError
     from wasi_export.runtimes.adapt import AdaptImages, AdaptOptions, adapt_images
     from wasi_export.runtimes.adapt import adapt as train
     from wasi_export.runtimes.adapter import Adapter
+    from wasi_export.runtimes.augment import HFLIP, SCALE
     from wasi_export.runtimes.budget import Budget
 
+    if lr is not None and not 0 < lr < float("inf"):
+        raise ConfigError(f"--lr must be above 0, got {lr:g}: leave it out for that of the export")
     os.nice(nice)
     adapter = Adapter.open(bundle, threads=threads)
     classes, known = adapter.bundle.manifest.classes, adapter.settings
+    if known.loss != "cross_entropy":
+        raise ConfigError(
+            f"{bundle} was exported with adapt.loss = {known.loss!r}, whose targets are no labels: train it "
+            "from Python (wasi_export.runtimes.Adapter), or export it again with cross_entropy"
+        )
     new = load_new_images(data, classes).sample(limit, seed)
     old = load_new_images(replay, classes).sample(replay_limit, seed) if replay else None
     images: AdaptImages = adapt_images(new, old, load_labelled(val, classes) if val else None)
@@ -71,11 +86,16 @@ def adapt(
         warmup_steps=known.warmup_steps,
         seed=seed,
         augment=augment,
+        scale=known.scale or SCALE,
+        hflip=HFLIP if known.hflip is None else known.hflip,
         replay_share=replay_share,
         patience=patience,
         commit_every=commit_every,
+        micro_batch=micro_batch,
     )
-    budget = Budget(max_seconds=max_seconds, max_rss_mb=max_rss, max_celsius=max_celsius)
+    budget = Budget(
+        max_seconds=max_seconds, max_rss_mb=max_rss, max_celsius=max_celsius, max_joules=max_joules
+    )
     progress = train(adapter, images, options, state, budget=budget, track=track)
     if as_json:
         print_json(progress)
@@ -100,5 +120,5 @@ def adapt(
         typer.echo(
             f"{progress.rollbacks} losses were not finite: the rate is {progress.rate:g} of what was asked"
         )
-    ended = progress.ended or f"time is over at step {progress.step}: the same command goes on"
+    ended = progress.ended or f"time or energy is spent at step {progress.step}: the same command goes on"
     typer.echo(f"ended: {ended}\nstate: {state}")

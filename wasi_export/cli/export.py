@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from wasi_export.cli._config import Overrides
 from wasi_export.cli._console import JsonFlag, exit_codes, print_json, print_table, track
 from wasi_export.cli._torch import prepare_torch
 
@@ -59,6 +60,7 @@ def export(
     trainable: Annotated[
         str | None, typer.Option(help="What it trains: factors, right, head, blocks:N, all, or patterns.")
     ] = None,
+    overrides: Overrides = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle that is there.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -102,8 +104,9 @@ def export(
 
     if run is not None:
         destination = out or Path("bundles") / run.name
-        overrides = [f"export.{key}={str(value).lower()}" for key, value in chosen.items()]
-        overrides += [f"adapt.trainable={trainable}"] if trainable else []
+        given = [f"export.{key}={str(value).lower()}" for key, value in chosen.items()]
+        given += [f"adapt.trainable={trainable}"] if trainable else []
+        overrides = [*(overrides or ()), *given]
         bundle = export_run(run, destination, overrides=overrides, force=force, track=track)
     else:
         assert model is not None
@@ -127,7 +130,7 @@ def export(
             "adapt": {"trainable": trainable} if trainable else {},
             "name": model.split(".")[0],
         }
-        config = Config.from_mapping(options, origin="options")
+        config = Config.from_mapping(options, overrides or (), origin="options")
         destination = out or Path("bundles") / config.name
         bundle = export_model(config, destination, dense=method == "dense", force=force, track=track)
     if as_json:

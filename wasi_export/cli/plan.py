@@ -67,9 +67,9 @@ def plan(
         raise ArtifactExistsError(f"{out} exists: choose another name or give --force")
     prepare_torch()
     from wasi_export.cli._plan import measure_times, print_plan
+    from wasi_export.training.beginning import first_model
     from wasi_export.training.models import input_spec
     from wasi_export.training.planning import plan_model
-    from wasi_export.training.stage import first_model
 
     images, _ = load_data(settings.data)
     model = first_model(settings, images.classes, init)

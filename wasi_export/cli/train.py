@@ -23,7 +23,7 @@ def train(
         Literal["dense", "subspace"], typer.Option(help="All layers dense, or the planned ones factored.")
     ] = "dense",
     init: Annotated[
-        Path | None, typer.Option(help="Finished dense run to start from. Default: the config's weights.")
+        Path | None, typer.Option(help="Finished run to start from. Default: the config's weights.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Run folder. Default: runs/NAME/METHOD.")

@@ -1,50 +1,21 @@
-"""The folder of a finished run, and the way back from it to a torch model.
+"""From a trained model to the folder of a finished run, and back."""
 
-run/ run.json            what was trained, on what, how well; written last, so a run with it is whole
-     model.safetensors   the weights
-     config.toml         the whole configuration
-     plan.json           the factored layers, of a subspace run
-     metrics.jsonl       one line an epoch
-"""
-
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
 
-from wasi_export.artifact import InputSpec, file_sha256, write_bytes
-from wasi_export.config import Config, Frozen, TrainMethod
+from wasi_export.artifact import file_sha256, write_bytes
+from wasi_export.config import Config
 from wasi_export.errors import IntegrityError
 from wasi_export.ranks import Plan
+from wasi_export.run_folder import CONFIG, FACTS, OPTIMIZER, PLAN, WEIGHTS, RunFacts
 from wasi_export.subspace.inject import install_layers
 from wasi_export.training.models import create_model
 from wasi_export.training.resume import CHECKPOINT
-
-FACTS = "run.json"
-WEIGHTS = "model.safetensors"
-CONFIG = "config.toml"
-PLAN = "plan.json"
-
-
-class RunFacts(Frozen):
-    """What a finished run is."""
-
-    schema_version: Literal[1] = 1
-    name: str
-    method: TrainMethod
-    classes: tuple[str, ...]
-    input: InputSpec
-    seed: int
-    parameters: int
-    metrics: Mapping[str, float] = Field(description="val_accuracy and val_loss at the end, and what it took")
-    data_fingerprint: str = Field(description="of the training images and labels")
-    key: str = Field(description="hash of all that the weights follow from")
-    weights_sha256: str
 
 
 @dataclass(frozen=True)
@@ -57,6 +28,8 @@ class Run:
     facts: RunFacts
     plan: Plan | None
     """The factored layers; None for a dense run."""
+    optimizer: dict[str, Tensor] | None
+    """The state that training on a board ended with; None of a run that was trained here."""
 
 
 def save_run(run_dir: Path, model: nn.Module, config: Config, facts: RunFacts) -> RunFacts:
@@ -130,4 +103,7 @@ def load_run(run_dir: Path) -> Run:
     except (RuntimeError, SafetensorError) as error:
         lines = " ".join(line.strip() for line in str(error).splitlines()[:3])
         raise IntegrityError(f"{run_dir}: the weights do not fit the configuration: {lines}") from error
-    return Run(run_dir, model.eval(), config, facts, plan)
+    state = run_dir / OPTIMIZER
+    return Run(
+        run_dir, model.eval(), config, facts, plan, load(state.read_bytes()) if state.exists() else None
+    )

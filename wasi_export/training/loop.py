@@ -6,14 +6,14 @@ everything else is in the checkpoint. It may be resumed on another number of pro
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from wasi_export.artifact import write_bytes
@@ -40,6 +40,7 @@ from wasi_export.training.resume import (
     save_position,
 )
 from wasi_export.training.step import TrainingStep
+from wasi_export.training.warm_optimizer import take_over
 
 METRICS = "metrics.jsonl"
 
@@ -94,6 +95,7 @@ def fit(
     track: Track = silent,
     on_epoch: Callable[[EpochMetrics], None] | None = None,
     profiler: Profiler | None = None,
+    optimizer_state: Mapping[str, Tensor] | None = None,
 ) -> tuple[EpochMetrics, ...]:
     """Trains the model, in place; returns the metrics of every epoch, those before a resume too.
 
@@ -111,6 +113,7 @@ def fit(
         track: progress display.
         on_epoch: called with the metrics of each epoch as it ends.
         profiler: measures the steps.
+        optimizer_state: what the optimiser begins with, by parameter and moment; None: nothing.
 
     Raises:
         TrainingInterrupted: SIGINT or SIGTERM came; the last whole step is saved where there is a run_dir.
@@ -127,6 +130,8 @@ def fit(
     check_shares(batches.batch_size, config, processes=processes)
     model.to(accelerator.device).train()
     optimizer = create_optimizer(model, config)
+    if optimizer_state:
+        take_over(optimizer, model, optimizer_state)
     epochs = range(config.epochs) if epochs is None else epochs
     loader = accelerator.prepare(train_loader)
     steps = len(loader)

@@ -13,24 +13,20 @@ from wasi_export.datasets import ImageSet, load_data
 from wasi_export.errors import ArtifactExistsError, ConfigError, UsageError
 from wasi_export.progress import Track, silent
 from wasi_export.ranks import Plan
+from wasi_export.run_folder import CONFIG, FACTS, OPTIMIZER, PLAN, WEIGHTS, RunFacts
 from wasi_export.subspace.inject import install_layers
+from wasi_export.training.beginning import begin
 from wasi_export.training.checkpoint import (
-    CONFIG,
-    FACTS,
-    PLAN,
-    WEIGHTS,
-    RunFacts,
-    load_run,
     read_facts,
     require_facts,
     save_run,
     write_config,
 )
-from wasi_export.training.data import Batch, make_loader, random_numbers
+from wasi_export.training.data import Batch, make_loader
 from wasi_export.training.first_part import first_part
 from wasi_export.training.loop import METRICS, evaluate, fit
 from wasi_export.training.lora import lora_layers, one_input
-from wasi_export.training.models import create_model, input_spec
+from wasi_export.training.models import input_spec
 from wasi_export.training.planning import factorize
 from wasi_export.training.processes import main_first, make_accelerator, on_main
 from wasi_export.training.profile import PROFILE, StepProfiler
@@ -38,7 +34,7 @@ from wasi_export.training.resume import CHECKPOINT, EpochMetrics, position_to_re
 
 FIRST, LAST = 0, 1
 """Parts of a training: before layers are factored, and the last one, which may be the only one."""
-RUN_FILES = frozenset({FACTS, WEIGHTS, CONFIG, PLAN, METRICS, CHECKPOINT, PROFILE})
+RUN_FILES = frozenset({FACTS, WEIGHTS, CONFIG, PLAN, METRICS, CHECKPOINT, PROFILE, OPTIMIZER})
 
 
 @dataclass(frozen=True)
@@ -47,38 +43,6 @@ class Profiling:
 
     trace: Path | None = None
     """Where a Chrome trace of some of the steps goes; None: nowhere."""
-
-
-def first_model(config: Config, classes: tuple[str, ...], init: Path | None = None) -> nn.Module:
-    """Returns the dense model with the weights it starts from; random ones follow from the seed.
-
-    Args:
-        config: the model and the seed.
-        classes: of the training images.
-        init: a finished dense run that gives the weights; None: `config.model` does.
-
-    Raises:
-        ConfigError: `init` is of another model or other classes, or is factored already.
-    """
-    if init is None:
-        with random_numbers(config.seed):
-            return create_model(config.model, len(classes))
-    run = load_run(init)
-    if run.plan is not None:
-        raise ConfigError(f"{init} is factored already: give a dense run as --init")
-    if run.facts.classes != classes:
-        raise ConfigError(
-            f"{init} was trained for {len(run.facts.classes)} classes "
-            f"({', '.join(run.facts.classes[:5])}, …), "
-            f"the data have {len(classes)} ({', '.join(classes[:5])}, …)"
-        )
-    for field in ("name", "img_size", "in_chans", "kwargs"):
-        there, here = getattr(run.config.model, field), getattr(config.model, field)
-        if there != here:
-            raise ConfigError(
-                f"{init} is of another model: model.{field} is {there!r} there and {here!r} here"
-            )
-    return run.model
 
 
 def train_run(
@@ -102,7 +66,8 @@ def train_run(
         config: the whole configuration.
         method: dense, or subspace with factored layers.
         run_dir: the run folder.
-        init: a finished dense run whose weights are the first ones; None: those of `config.model`.
+        init: a finished run whose weights are the first ones; None: those of `config.model`. One that is
+            factored goes on as it is: with its factors, ranks and, from a board, its optimiser's state.
         force: start anew even where the folder holds this very run.
         replace: start anew where the folder holds a run of another configuration, instead of refusing.
         track: progress display.
@@ -113,6 +78,7 @@ def train_run(
         ArtifactExistsError: the folder holds another finished run, or other files.
         UsageError: the folder cannot be written, or there are no steps to measure.
         TrainingInterrupted: a signal came; the run can be resumed.
+        ConfigError: `init` does not fit the configuration or the method.
     """
     accelerator = make_accelerator()
     if not accelerator.is_main_process:
@@ -126,7 +92,10 @@ def train_run(
                 f"{run_dir} is finished, no step is left to profile: give --force or a new folder"
             )
         return start.finished
-    model = main_first(accelerator, lambda: first_model(config, train.classes, init))
+    begun = main_first(accelerator, lambda: begin(config, train.classes, init))
+    if begun.plan is not None and method == "dense":
+        raise ConfigError(f"{init} is factored: give --method subspace to go on with it")
+    model = begun.model
     spec = input_spec(model, config)
     val_loader = make_loader(val, spec, config.data, training=False)
     settings: TrainConfig = getattr(config.train, method)
@@ -147,10 +116,14 @@ def train_run(
             track=track,
             on_epoch=on_epoch,
             profiler=profiler,
+            optimizer_state=begun.optimizer,
         )
 
     first_epochs = 0
-    if method == "subspace":
+    if begun.plan is not None:
+        plan_text = begun.plan.model_dump_json(indent=2).encode()
+        on_main(accelerator, lambda: write_bytes(run_dir / PLAN, plan_text))
+    elif method == "subspace":
         first = first_part(config, goes_on=init is not None)
         first_epochs = first.epochs
         if first_epochs and not start.factored:
