@@ -13,13 +13,13 @@ from wasi_export.runtimes import Adapter
 from wasi_export.runtimes.adapt import AdaptEpoch, AdaptImages, AdaptOptions, adapt
 
 NEW_CLASS = "Bag"
-NEW, OLD_OF_EACH, JUDGED, EPOCHS = 50, 10, 2000, 10
+NEW, JUDGED, EPOCHS = 50, 2000, 10
 FIRST_UNSEEN = 20_000  # of the training images, of which the model was trained on the first
 
 
 def main() -> None:
     """Prints what was measured, as JSON."""
-    adapter, replay = Adapter.open(sys.argv[1]), sys.argv[2] == "replay"
+    adapter, old_of_each, share = Adapter.open(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     train, test = load_splits("fashion-mnist")
     classes = adapter.bundle.manifest.classes
     order = [classes.index(name.replace("/", " or ")) for name in FASHION_MNIST_CLASSES]
@@ -27,11 +27,11 @@ def main() -> None:
     new_class = classes.index(NEW_CLASS)
     unseen = np.arange(FIRST_UNSEEN, len(train))
     chosen = {
-        label: unseen[train.labels[unseen] == label][: NEW if label == new_class else OLD_OF_EACH]
+        label: unseen[train.labels[unseen] == label][: NEW if label == new_class else old_of_each]
         for label in range(len(classes))
     }
     new = train.take(chosen.pop(new_class))
-    old = train.take(np.concatenate(list(chosen.values()))) if replay else None
+    old = train.take(np.concatenate(list(chosen.values()))) if old_of_each else None
     judged = test.take(np.arange(JUDGED))
     epochs = []
 
@@ -43,7 +43,12 @@ def main() -> None:
 
     known = adapter.settings
     options = AdaptOptions(
-        epochs=EPOCHS, batch_size=8, lr=known.lr, sched="cosine", warmup_steps=known.warmup_steps
+        epochs=EPOCHS,
+        batch_size=8,
+        lr=known.lr,
+        sched="cosine",
+        warmup_steps=known.warmup_steps,
+        replay_share=share,
     )
     with tempfile.TemporaryDirectory() as state:
         adapt(adapter, AdaptImages(new, old), options, Path(state), on_epoch=judge)

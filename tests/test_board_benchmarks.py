@@ -1,0 +1,37 @@
+"""The benchmarks of the board: the page shows the committed results, and these show what is said of them."""
+
+import json
+from pathlib import Path
+
+import board_story
+import pytest
+import step_graph
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "adapt.md").read_text(encoding="utf-8")
+
+
+def result_of(name: str) -> dict:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("module", [step_graph, board_story], ids=["step_graph", "board_story"])
+def test_the_page_shows_the_table_of_the_committed_result(module) -> None:
+    shown = PAGE[PAGE.index(module.MARK) + len(module.MARK) : PAGE.index(module.END)]
+    assert shown == module.to_markdown(result_of(module.RESULT.stem)) + "\n"
+
+
+def test_no_committed_step_was_lost_and_every_end_had_the_same_bits() -> None:
+    kills = result_of("adapt_kills")["kills"]
+    assert kills["kills"] >= 500
+    assert kills["steps_lost"] == 0
+    assert kills["ends_equal"] == kills["trainings"]
+
+
+def test_computing_blocks_again_takes_under_half_of_the_memory_of_torch() -> None:
+    rows = {(row["case"], row["batch"]): row["ways"] for row in result_of("step_graph")["rows"]}
+    for case, limit in (("dense", 0.45), ("factors", 0.33)):
+        ways = {way: step_graph.summary(runs) for way, runs in rows[case, 8].items()}
+        ours, torchs = ways["onnxruntime, recompute"], ways["torch eager"]
+        assert ours["less_import_mib"] <= limit * torchs["less_import_mib"]
+        assert ours["peak_mib"] <= 0.3 * torchs["peak_mib"]
