@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 from torch import Tensor, nn
 
-from wasi_export.artifact import InputSpec
+from wasi_export.artifact import NEXT, InputSpec
 from wasi_export.converters.graph_builder import GraphBuilder
 from wasi_export.converters.step_graph import aten_conv, aten_math, aten_nn, aten_pool, aten_shape
 from wasi_export.converters.step_graph.function import SCALARS, SUMMARY, StepFunction, StepSettings
@@ -34,8 +34,6 @@ from wasi_export.converters.step_graph.losses import example_targets
 from wasi_export.converters.step_graph.lowering import DTYPES, Lowering
 from wasi_export.converters.step_graph.trace import TRACED_BATCH, trace_step
 
-NEXT = ".next"
-"""Of the name of an output that is the new value of an input."""
 OPSET, IR_VERSION = 20, 9  # of Gelu; onnxruntime 1.17 knows both
 LOWERED_BY = (aten_conv, aten_math, aten_nn, aten_pool, aten_shape)
 

@@ -44,13 +44,18 @@ def make_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Returns a model whose parameters are all random, so that each shows in the output."""
     torch.manual_seed(0)
     model: nn.Module = timm.create_model(name, **arguments)
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if parameter.ndim == 1:
-                parameter.copy_((0.5 if key.endswith("weight") else 0.0) + 0.3 * torch.rand(len(parameter)))
-            elif not parameter.any():
-                parameter.copy_(0.1 * torch.randn(parameter.shape))
+    randomise(model)
     return model
+
+
+@torch.no_grad()
+def randomise(model: nn.Module) -> None:
+    """Gives parameters that are zeros or ones at first random values, in place."""
+    for key, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            parameter.copy_((0.5 if key.endswith("weight") else 0.0) + 0.3 * torch.rand(len(parameter)))
+        elif not parameter.any():
+            parameter.copy_(0.1 * torch.randn(parameter.shape))
 
 
 def factor(model: nn.Module) -> Plan:

@@ -22,7 +22,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,6 +45,8 @@ STEP, UPDATE, EVALUATE = "train/step.onnx", "train/update.onnx", "train/evaluate
 PARAMETERS, REST = "train/parameters.safetensors", "train/rest.safetensors"
 BASES = "train/bases.safetensors"
 TRAINED_PLAN = "train/plan.json"
+NEXT = ".next"
+"""Of the name of an output of the step that is the new value of an input."""
 
 _REPAIR = "export it again or copy it again"
 
@@ -204,6 +206,12 @@ class Bundle:
         if problems:
             raise IntegrityError(f"bundle {path}: {'; '.join(problems)}: {_REPAIR}")
         return cls(path, manifest)
+
+    def copy_files(self, folder: Path, wanted: Callable[[str], bool]) -> None:
+        """Copies the files whose names in the manifest are wanted into another folder."""
+        for name in filter(wanted, self.manifest.files):
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(self.path / name, folder / name)
 
     def golden(self) -> Golden:
         """Returns the golden data.

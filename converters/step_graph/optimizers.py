@@ -16,9 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from wasi_export.run_folder import STEPS
+
 OptimizerName = Literal["sgd", "momentum", "adamw"]
-STEPS = "optimizer.steps"
-"""State of AdamW: the number t of steps taken."""
 MOMENTUM = 0.9
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 _MOMENTS: Mapping[OptimizerName, tuple[str, ...]] = {

@@ -9,6 +9,7 @@ import onnxruntime as ort
 import pytest
 import timm
 import torch
+from model_families import randomise
 from timm.layers import GluMlp, RmsNorm, SwiGLU, SwiGLUPacked
 from timm.models.vision_transformer import (
     Block,
@@ -62,12 +63,7 @@ def make_model(name: str = "vit_tiny_patch16_224", **arguments: Any) -> nn.Modul
     """Returns a model whose parameters all show in its output."""
     torch.manual_seed(0)
     model: nn.Module = timm.create_model(name, **{**TINY, **arguments}).eval()
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if parameter.ndim == 1:
-                parameter.copy_((0.5 if key.endswith("weight") else 0.0) + 0.3 * torch.rand(len(parameter)))
-            elif not parameter.any():
-                parameter.copy_(0.1 * torch.randn(parameter.shape))
+    randomise(model)
     return model
 
 

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from model_families import randomise
 from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 
@@ -170,12 +171,7 @@ def make_random(family: Family) -> nn.Module:
     """Returns the model with parameters and statistics that all show in the output."""
     torch.manual_seed(0)
     model = family.make()
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if parameter.ndim == 1:
-                parameter.copy_((0.5 if key.endswith("weight") else 0.0) + 0.3 * torch.rand(len(parameter)))
-            elif not parameter.any():
-                parameter.copy_(0.1 * torch.randn(parameter.shape))
+    randomise(model)
     return model
 
 

@@ -1,5 +1,6 @@
 """States that boards came back with, put into a new bundle or a run. No torch."""
 
+import hashlib
 import platform
 import shutil
 from collections.abc import Sequence
@@ -119,10 +120,7 @@ class Merge:
             raise UsageError(f"{path} has {smaller.name}, and a new one has to be judged: give --data")
         old = self.bundle.golden()
         with staged_folder(destination, force=force) as folder:
-            for name in manifest.files:
-                if name.startswith("train/") or name in (CONFIG, PLAN):
-                    (folder / name).parent.mkdir(exist_ok=True)
-                    shutil.copyfile(path / name, folder / name)
+            self.bundle.copy_files(folder, lambda name: name.startswith("train/") or name in (CONFIG, PLAN))
             write_bytes(folder / PARAMETERS, save(self.parameters))
             graph = with_values(read_evaluate(folder / EVALUATE), self.parameters)
             check_factors(graph, Plan(activation_mode="none", layers=manifest.model.layers))
@@ -200,6 +198,4 @@ class Merge:
 
 def _sha256(tensors: Tensors) -> str:
     """Returns the hash of tensors, whatever file they are in."""
-    import hashlib
-
     return hashlib.sha256(save(tensors)).hexdigest()

@@ -1,6 +1,5 @@
 """The training step of a bundle: its graphs, its parameters, and what the manifest says of them."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,25 +153,23 @@ def add_training_step(path: Path, run_dir: Path, overrides: Sequence[str]) -> Tr
         ParityError: the bundle is not of that run.
     """
     bundle, run = Bundle.open(path), load_run(run_dir)
-    manifest = bundle.manifest
+    manifest, golden = bundle.manifest, bundle.golden()
     config = Config.from_mapping(Config.from_toml(path / CONFIG).model_dump(), overrides, origin="options")
-    parts = make_training_step(run.model, manifest.input, config.on_board, bundle.golden().images)
+    parts = make_training_step(run.model, manifest.input, config.on_board, golden.images)
     kept = {layer.name for layer in manifest.model.layers if layer.rank is not None}
     factored = [layer.name for layer in run.plan.factored] if run.plan is not None else []
     fold_layers(run.model, (name for name in factored if name not in kept))
     source = write_source(run.model, manifest.input, opset=manifest.opset)
     tolerance = config.thresholds.max_parity_error or PARITY_TOLERANCE
     with staged_folder(path, force=True) as folder:
-        for name in manifest.files:
-            if not name.startswith("train/"):
-                (folder / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(path / name, folder / name)
+        bundle.copy_files(folder, lambda name: not name.startswith("train/"))
         write_bytes(folder / CONFIG, config.to_toml().encode())
         if run.plan is not None:
             write_bytes(folder / TRAINED_PLAN, run.plan.model_dump_json(indent=2).encode())
-        golden, name = bundle.golden(), manifest.name
         try:
-            training, _ = write_training_step(parts, source, golden, folder, name=name, tolerance=tolerance)
+            training, _ = write_training_step(
+                parts, source, golden, folder, name=manifest.name, tolerance=tolerance
+            )
         except ParityError as error:
             raise ParityError(f"{path} was not exported from {run_dir}: {error}") from error
         write_bundle_manifest(folder, manifest.model_copy(update={"training": training}))
