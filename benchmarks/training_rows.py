@@ -12,6 +12,8 @@ from wasi_export.config import Config, TrainMethod
 
 Adapter = Literal["asi", "lora", "lora_left", "lora_right"]
 """What makes a model that of another method, see `training_adapters.py`."""
+Lever = Literal["nothing", "distill_logits", "distill_features", "distill_first", "shrink", "sparse"]
+"""What stands in for the second half of a training, see `training_levers.py`."""
 Settings = Mapping[str, Any]
 
 IMAGES, WATCHED, EPOCHS = 3200, 200, 2
@@ -40,6 +42,7 @@ class Row:
     """Of the stage, over `STAGE`."""
     adapters: tuple[Adapter, ...] = ()
     """Models of other methods, each for an equal part of the epochs; empty: the pipeline's own training."""
+    lever: Lever | None = None
     lora_rank: int = 0
     grad_checkpointing: bool = False
     trained_as: str | None = None
@@ -65,7 +68,8 @@ class Row:
         """What a run of the row follows from."""
         subspace = None if self.subspace is None else dict(self.subspace)
         found = {"subspace": subspace, "train": {**STAGE, **self.train}}
-        return found | ({"adapters": list(self.adapters)} if self.adapters else {})
+        adapters = {"adapters": list(self.adapters)} if self.adapters else {}
+        return found | adapters | ({"lever": self.lever} if self.lever else {})
 
 
 METHODS: Mapping[str, Row] = {
@@ -124,12 +128,30 @@ PARTS: Mapping[str, tuple[str, Settings]] = {
 }
 """One part of the recipe after the other: docs/accuracy.md."""
 
+LEVERS: Mapping[str, Row] = {
+    "distill-logits-0.2": Row(
+        "half of the target from the dense model", {"fraction": 0.2}, lever="distill_logits"
+    ),
+    "distill-features-0.2": Row(
+        "features of the dense model as well", {"fraction": 0.2}, lever="distill_features"
+    ),
+    "distill-first-0.2": Row(
+        "no LoRA: features of the pretrained model without labels, then labels",
+        {**FROM_START, "sensitivity": "features", "fraction": 0.2},
+        lever="distill_first",
+    ),
+    "shrink-0.2": Row("ranks that fall from 2.5 times as many", {"fraction": 0.2}, lever="shrink"),
+    "sparse-0.2": Row("a quarter of the parameters in single entries", {"fraction": 0.2}, lever="sparse"),
+}
+"""What the recipe does not have, in the place of its second half: docs/accuracy.md."""
+
 ROWS: Mapping[str, Row] = {
     **{
         f"{name}-{fraction:g}": Row(what, {**settings, "fraction": fraction})
         for fraction in FRACTIONS
         for name, (what, settings) in PARTS.items()
     },
+    **LEVERS,
     **METHODS,
 }
 

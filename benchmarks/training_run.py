@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 from training_adapters import adapt, merge_lora
+from training_levers import train_lever
 from training_rows import Row, config_of
 
 from wasi_export.cli._console import track
@@ -28,6 +29,9 @@ def train_row(row: Row, checkpoint: Path, run_dir: Path, *, model: str, seed: in
     config = config_of(row, checkpoint, model=model, seed=seed)
     if row.adapters:
         return _train_adapters(row, config)
+    if row.lever is not None:
+        trained, loss = train_lever(row.lever, config, run_dir.parent)
+        return {**_judge(trained, config), "train_loss": loss}
     facts = train_run(config, row.method, run_dir, replace=True, track=track)
     return {
         **_judge(load_run(run_dir).model, config),

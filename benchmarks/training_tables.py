@@ -5,7 +5,7 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from training_cost import SHAPES, Shape
-from training_rows import FRACTIONS, METHODS, PARTS
+from training_rows import FRACTIONS, LEVERS, METHODS, PARTS
 
 from wasi_export.report import markdown_table
 
@@ -13,11 +13,12 @@ Found = dict[str, Any]
 
 
 def tables(result: Found) -> dict[str, str]:
-    """Returns the tables of a result by name: `summary`, `methods`, `parts`, `cost N` for each shape."""
+    """Returns the tables of a result by name; `cost N` is that of a shape."""
     found = {
         "summary": summary_table(result),
         "methods": methods_table(result["runs"]),
-        "parts": parts_table(result["runs"]),
+        "parts": parts_table(result["runs"], part_rows()),
+        "levers": parts_table(result["runs"], lever_rows()),
     }
     for index, shape in enumerate(SHAPES):
         rows = costs_of(result, shape)
@@ -75,15 +76,25 @@ def _method_lines(runs: list[Found]) -> Iterator[tuple[str, ...]]:
             )
 
 
-def parts_table(runs: list[Found]) -> str:
-    """Returns what each part of the recipe does, by fraction."""
+def part_rows() -> list[tuple[str, str, str]]:
+    """Returns name, description and f of the rows of the recipe's parts."""
+    parts = [(f"{name}-{f:g}", what, f"{f:g}") for f in FRACTIONS for name, (what, _) in PARTS.items()]
+    return [("dense", "dense", "1"), *parts]
+
+
+def lever_rows() -> list[tuple[str, str, str]]:
+    """Returns name, description and f of the rows of what the recipe does not have."""
+    rows = [(name, row.what, f"{(row.subspace or {})['fraction']:g}") for name, row in LEVERS.items()]
+    return [("ours-0.2", PARTS["ours"][0], "0.2"), *rows]
+
+
+def parts_table(runs: list[Found], rows: list[tuple[str, str, str]]) -> str:
+    """Returns accuracy and losses of rows that have been run."""
     header = ("recipe", "f", "seeds", "accuracy", "points below dense", "test loss", "training loss")
-    return markdown_table(header, "lrrrrrr", _part_lines(runs))
+    return markdown_table(header, "lrrrrrr", _part_lines(runs, rows))
 
 
-def _part_lines(runs: list[Found]) -> Iterator[tuple[str, ...]]:
-    rows: list[tuple[str, str, str]] = [("dense", "dense", "1")]
-    rows += [(f"{name}-{f:g}", what, f"{f:g}") for f in FRACTIONS for name, (what, _) in PARTS.items()]
+def _part_lines(runs: list[Found], rows: list[tuple[str, str, str]]) -> Iterator[tuple[str, ...]]:
     for name, what, fraction in rows:
         same = runs_of(runs, name)
         if same:

@@ -6,7 +6,7 @@ for which there is nothing to measure is `no data`, which never passes.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from wasi_export.artifact import MODEL, Bundle, write_bytes
@@ -32,6 +32,7 @@ def validate(
     *,
     baseline: Bundle | None = None,
     images: ImageSet | None = None,
+    beside: Sequence[tuple[str, Path]] = (),
     threads: int = 1,
     rounds: int = 30,
     track: Track = silent,
@@ -39,7 +40,8 @@ def validate(
     """Returns the report of all checks; a threshold that is missed is in the report, not raised.
 
     Accuracy needs labelled `images`, the latency ratio needs the `baseline` (the dense twin), the accuracy
-    drop both. What is measured without a threshold is reported for information.
+    drop both. What is measured without a threshold is reported for information; so are graphs `beside`, by
+    name, of the bundle's input and classes.
 
     Raises:
         DataError: an image cannot be read, or the baseline has other classes.
@@ -58,12 +60,11 @@ def validate(
     parity = _parity(bundle, thresholds.max_parity_error, threads)
     accuracy = _accuracy(bundle, images, threads, track)
     baseline_accuracy = _accuracy(baseline, images, threads, track)
+    others = (*_quantized(baseline, "baseline"), *_quantized(bundle, "bundle"), *beside)
+    accuracies = {name: _accuracy_of(path, bundle, images, threads, track) for name, path in others}
     latency: tuple[Latency, ...] = ()
     if baseline:
-        models = [("baseline", baseline.model_path), ("bundle", bundle.model_path)]
-        for name, owner in (("baseline", baseline), ("bundle", bundle)):
-            if owner.manifest.quantized is not None and owner.quantized_path is not None:
-                models.append((f"{name}, {owner.manifest.quantized.form}", owner.quantized_path))
+        models = [("baseline", baseline.model_path), ("bundle", bundle.model_path), *others]
         latency = measure_latency(models, threads=threads, rounds=rounds, track=track)
     checks = (
         integrity,
@@ -73,7 +74,8 @@ def validate(
         _drop_check(accuracy, baseline_accuracy, thresholds.max_accuracy_drop),
         _latency_check(latency, thresholds.max_latency_ratio),
         _size_check(bundle, thresholds.max_size_mb),
-        *_quantized_checks(bundle, accuracy, images, threads, track),
+        *_quantized_checks(bundle, accuracy, accuracies),
+        *(_accuracy_check(found, None, name) for name, found in accuracies.items()),
     )
     return Report(
         bundle=str(bundle.path),
@@ -83,6 +85,11 @@ def validate(
         latency=latency,
         host=describe_host(),
     )
+
+
+def accuracy_name(graph: str = "") -> str:
+    """Returns the name of the check of a graph's accuracy; of the bundle's own without a name."""
+    return f"accuracy of {graph}" if graph else "accuracy"
 
 
 def write_report(report: Report, folder: Path) -> None:
@@ -115,17 +122,26 @@ def _parity(bundle: Bundle, threshold: float | None, threads: int) -> Check:
 def _accuracy(
     bundle: Bundle | None, images: ImageSet | None, threads: int, track: Track
 ) -> AccuracyResult | None:
-    if bundle is None or images is None:
+    return None if bundle is None else _accuracy_of(bundle.model_path, bundle, images, threads, track)
+
+
+def _accuracy_of(
+    path: Path, bundle: Bundle, images: ImageSet | None, threads: int, track: Track
+) -> AccuracyResult | None:
+    """Returns the accuracy of a graph that takes the images of a bundle."""
+    if images is None:
         return None
-    session = Session.open(bundle.model_path, threads=threads)
+    session = Session.open(path, threads=threads)
     return measure_accuracy(session, images, Preprocess(bundle.manifest.input), track=track)
 
 
-def _accuracy_check(accuracy: AccuracyResult | None, threshold: float | None) -> Check | None:
+def _accuracy_check(
+    accuracy: AccuracyResult | None, threshold: float | None, graph: str = ""
+) -> Check | None:
     if accuracy is None:
         return _without_data("accuracy", threshold, "give --data")
     return Check(
-        name="accuracy",
+        name=accuracy_name(graph),
         status="info" if threshold is None else "passed" if accuracy.top1 >= threshold else "failed",
         value=accuracy.top1,
         threshold=threshold,
@@ -159,22 +175,28 @@ def _size_check(bundle: Bundle, threshold: float | None) -> Check:
     return _at_most("size", bundle.manifest.files[MODEL].size_bytes / 1e6, threshold, MODEL, unit="MB")
 
 
+def _quantized(bundle: Bundle | None, name: str) -> tuple[tuple[str, Path], ...]:
+    """Returns name and file of the graph in smaller numbers that a bundle may have."""
+    if bundle is None or bundle.manifest.quantized is None or bundle.quantized_path is None:
+        return ()
+    return ((f"{name}, {bundle.manifest.quantized.form}", bundle.quantized_path),)
+
+
 def _quantized_checks(
-    bundle: Bundle, accuracy: AccuracyResult | None, images: ImageSet | None, threads: int, track: Track
+    bundle: Bundle, accuracy: AccuracyResult | None, accuracies: Mapping[str, AccuracyResult | None]
 ) -> Iterator[Check]:
     """Yields the checks of the graph in smaller numbers, against what was measured of it at export."""
-    facts, path = bundle.manifest.quantized, bundle.quantized_path
-    if facts is None or path is None:
-        return
-    error = relative_error(path, bundle.golden())
-    detail = f"{path.name}; {facts.error:.2g} at export, {QUANTIZED_MARGIN:g} times that is allowed"
-    yield _at_most(f"{facts.form} error", error, QUANTIZED_MARGIN * facts.error, detail)
-    if accuracy is not None and images is not None:
-        session = Session.open(path, threads=threads)
-        own = measure_accuracy(session, images, Preprocess(bundle.manifest.input), track=track)
-        detail = f"fp32 {accuracy.top1:.4f}, {facts.form} {own.top1:.4f}"
-        drop = (accuracy.correct - own.correct) / own.total
-        yield _at_most(f"{facts.form} accuracy drop", drop, None, detail)
+    facts = bundle.manifest.quantized
+    for name, path in _quantized(bundle, "bundle"):
+        assert facts is not None
+        error = relative_error(path, bundle.golden())
+        detail = f"{path.name}; {facts.error:.2g} at export, {QUANTIZED_MARGIN:g} times that is allowed"
+        yield _at_most(f"{facts.form} error", error, QUANTIZED_MARGIN * facts.error, detail)
+        own = accuracies[name]
+        if accuracy is not None and own is not None:
+            detail = f"fp32 {accuracy.top1:.4f}, {facts.form} {own.top1:.4f}"
+            drop = (accuracy.correct - own.correct) / own.total
+            yield _at_most(f"{facts.form} accuracy drop", drop, None, detail)
 
 
 def _at_most(name: str, value: float, threshold: float | None, detail: str, unit: str = "") -> Check:

@@ -1,6 +1,8 @@
 """The training benchmark: other methods are what they say, and the pages show the committed result."""
 
+import copy
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,12 +13,15 @@ from training import PAGES, with_tables
 from training_adapters import adapt, merge_lora, unpack_factors
 from training_asi import CompressedLinear, compress_inputs
 from training_cost import PROGRAM, SHAPES, Shape, count_macs, jobs_of, make_method, scope_mb
+from training_levers import SparseBeside, add_sparse, feature_loss, soft_loss, train_lever
 from training_rows import METHODS, ROWS
 
-from wasi_export.config import SubspaceConfig
+from wasi_export.config import Config, SubspaceConfig
 from wasi_export.ranks import ActivationRanks, LayerPlan, Plan
-from wasi_export.subspace import factorize_model
+from wasi_export.subspace import factorize_model, subspace_layers
+from wasi_export.training.checkpoint import load_run
 from wasi_export.training.memory import measure_step_memory
+from wasi_export.training.stage import train_run
 
 ROOT = Path(__file__).parents[1]
 RESULT, TEXT = (
@@ -169,3 +174,70 @@ def test_the_peak_of_a_methods_step_is_that_of_its_own_model():
     # Dense: weights, gradients and two moments; of LoRA beside frozen factors little more than the weights.
     assert peaks["dense"] > 4 * 4 * parameters["dense"] / 1e6
     assert peaks["svd-llm"] < 3 * 4 * parameters["svd-llm"] / 1e6 + 60
+
+
+def lever_config(**subspace: object) -> Config:
+    vit = {"img_size": 8, "patch_size": 4, "embed_dim": 64, "depth": 1, "num_heads": 2}
+    return Config.from_mapping(
+        {
+            "model": {"name": "vit_tiny_patch16_224", "in_chans": 1, "kwargs": vit},
+            "data": {"train_images": 80, "val_images": 8, "augment": False, "batch_size": 8},
+            "subspace": {
+                "fraction": 0.5, "dense_method": "lora", "lora_rank": 4, "calibration_images": 8, **subspace,
+            },
+            "train": {"subspace": {"epochs": 2, "lr": 1e-3}},
+        }
+    )  # fmt: skip
+
+
+def test_without_a_lever_training_is_the_pipelines(tmp_path):
+    config = lever_config()
+    model, loss = train_lever("nothing", config, tmp_path)
+    facts = train_run(config, "subspace", tmp_path / "run")
+    assert loss == pytest.approx(facts.metrics["train_loss"], rel=1e-6)
+    for name, value in load_run(tmp_path / "run").model.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("lever", ["distill_logits", "distill_features", "shrink", "sparse"])
+def test_a_lever_changes_the_second_half_alone(lever, tmp_path):
+    train_lever("nothing", lever_config(), tmp_path)
+    (first,) = tmp_path.iterdir()
+    kept = first.read_bytes()
+    model, loss = train_lever(lever, lever_config(), tmp_path)
+    plain, _ = train_lever("nothing", lever_config(), tmp_path)
+    assert first.read_bytes() == kept
+    assert math.isfinite(loss)
+    x = torch.randn(2, 1, 8, 8)
+    assert not torch.allclose(model.eval()(x), plain.eval()(x))
+
+
+def test_features_without_labels_are_a_first_half_of_their_own(tmp_path):
+    model, _ = train_lever("distill_first", lever_config(dense_epochs=0, sensitivity="features"), tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert list(subspace_layers(model))
+
+
+def test_a_model_that_answers_as_the_dense_one_has_no_loss_of_features():
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=3).eval()
+    images, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 2])
+    assert feature_loss(model)(model, images, labels) == 0
+    answer = model(images).softmax(1)
+    targets = (torch.nn.functional.one_hot(labels, 3) + answer) / 2
+    expected = -(targets * answer.log()).sum(1).mean()
+    torch.testing.assert_close(soft_loss(model)(model, images, labels), expected)
+
+
+def test_sparse_entries_lower_the_error_and_take_the_parameters_they_may():
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(96, 96))
+    model = copy.deepcopy(dense)
+    factorize_model(
+        model, [], SubspaceConfig(method="plain", rank=8, activation="none", sensitivity="none"), total=0
+    )
+    x = torch.randn(50, 96)
+    before = (model(x) - dense(x)).square().mean()
+    add_sparse(model, dense, x, share=0.5)
+    assert isinstance(model[0], SparseBeside)
+    assert model[0].values.numel() == 0.5 * 8 * (96 + 96)
+    assert (model(x) - dense(x)).square().mean() < 0.9 * before

@@ -83,6 +83,15 @@ def test_the_pipeline_does_each_stage_once(config, tmp_path):
     assert summary["dense"]["size_mb"] > summary["low_rank"]["size_mb"]
     assert summary["dense"]["step_memory_mb"] > 0
     assert summary["dense"]["latency_ratio"] == 1.0
+    # Neither bundle ships int8, and the report has it all the same.
+    for form in ("dense", "low_rank"):
+        int8 = summary[f"{form}_int8"]
+        assert int8["size_mb"] < 0.5 * summary[form]["size_mb"]
+        assert 0 <= int8["accuracy"] <= 1
+        assert int8["step_memory_mb"] is None
+    written = json.loads((folder / "report" / "report.json").read_text())
+    names = ["baseline", "bundle", "baseline, int8", "bundle, int8"]
+    assert [latency["model"] for latency in written["latency"]] == names
     assert Bundle.open(folder / "bundle").manifest.model.method == "subspace"
     assert Bundle.open(folder / "baseline").manifest.model.method == "dense"
     assert {path.name for path in (folder / "report").iterdir()} == {

@@ -204,6 +204,8 @@ def finished(folder, job, accuracy, *, memory=None, code=0):
         exit_code=code,
         dense=model_summary(0.9, 1.0),
         low_rank=model_summary(accuracy, 0.5, memory),
+        dense_int8=model_summary(0.9, 0.4),
+        low_rank_int8=model_summary(accuracy, 0.3),
         bundle=path,
         report=path,
     )

@@ -50,6 +50,15 @@ def test_what_is_measured_without_a_threshold_is_for_information(bundle, baselin
     assert report.exit_code == ExitCode.PASSED
 
 
+def test_another_graph_is_measured_beside_for_information(bundle, baseline, images):
+    beside = [("other", baseline.model_path)]
+    report = validate(bundle, Thresholds(), baseline=baseline, images=images, beside=beside, rounds=3)
+    (other,) = (check for check in report.checks if check.name == "accuracy of other")
+    assert (other.status, other.value) == ("info", 0.75)
+    assert [latency.model for latency in report.latency] == ["baseline", "bundle", "other"]
+    assert "accuracy of other" not in statuses(validate(bundle, Thresholds(), beside=beside))
+
+
 @pytest.mark.parametrize(
     ("name", "met", "missed"),
     [

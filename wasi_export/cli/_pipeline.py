@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import typer
 
@@ -152,8 +153,12 @@ class Pipeline:
         self.cache.finish("memory", self.keys.memory)
 
     def _validate(self, folder: Path) -> None:
-        """Validates the bundle against the baseline, on the validation images, and writes the report."""
+        """Validates the bundle against the baseline, on the validation images, and writes the report.
+
+        int8 graphs of both are in it even where no bundle ships one: low rank is up against dense int8 too.
+        """
         from wasi_export.artifact import Bundle
+        from wasi_export.cli._quantize import int8_graph
         from wasi_export.datasets import load_data
         from wasi_export.runtimes.validate import validate, write_report
 
@@ -161,10 +166,24 @@ class Pipeline:
         say(f"report: validating, {folder}")
         baseline, bundle = Bundle.open(self.folder / "baseline"), Bundle.open(self.folder / "bundle")
         images = load_data(self.config.data)[1]
-        report = validate(bundle, self.config.thresholds, baseline=baseline, images=images, track=track)
-        write_report(report, folder)
         memory = read_document(StepMemoryPair, folder / "memory.json")
-        summary = RunSummary.of(report, baseline, bundle, memory=memory, report_path=folder / "report.md")
+        with TemporaryDirectory() as scratch:
+            int8 = {
+                f"{name}, int8": int8_graph(owner, Path(scratch) / f"{name}.onnx")
+                for name, owner in (("baseline", baseline), ("bundle", bundle))
+            }
+            report = validate(
+                bundle,
+                self.config.thresholds,
+                baseline=baseline,
+                images=images,
+                beside=[(name, path) for name, path in int8.items() if path.parent == Path(scratch)],
+                track=track,
+            )
+            summary = RunSummary.of(
+                report, baseline, bundle, int8=int8, memory=memory, report_path=folder / "report.md"
+            )
+        write_report(report, folder)
         write_bytes(folder / "summary.json", (summary.model_dump_json(indent=2) + "\n").encode())
         self.cache.finish("report", self.keys.report)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from wasi_export.artifact import QUANTIZED_MODELS, Golden, InputSpec, Quantized, write_bytes
+from wasi_export.artifact import QUANTIZED_MODELS, Bundle, Golden, InputSpec, Quantized, write_bytes
 from wasi_export.config import Quantize
 from wasi_export.converters.quantize import quantizable_weights, to_fp16_storage, to_int8
 from wasi_export.datasets import ImageSet
@@ -86,6 +86,18 @@ def add_quantized(source: Source, quantize: Quantize, *, track: Track = silent) 
     if quantize != "auto":
         raise CheckFailedError(f"{form} {reason}: leave out --quantize, or give --quantize auto")
     return found.model_copy(update={"file": None, "reason": reason})
+
+
+def int8_graph(bundle: Bundle, path: Path) -> Path:
+    """Returns the int8 graph of a bundle: its own, or one that is written to `path` for comparison."""
+    import onnx
+
+    quantized, shipped = bundle.manifest.quantized, bundle.quantized_path
+    if quantized is not None and quantized.form == "int8" and shipped is not None:
+        return shipped
+    graph = to_int8(onnx.load(bundle.model_path))
+    write_bytes(path, graph.SerializeToString(deterministic=True))
+    return path
 
 
 def _reason(found: Quantized) -> str | None:

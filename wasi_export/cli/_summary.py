@@ -1,5 +1,6 @@
-"""What `wasi-export run` ends with: dense against low-rank in one table."""
+"""What `wasi-export run` ends with: dense and low-rank, fp32 and int8, in one table."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -9,10 +10,11 @@ from wasi_export.artifact import Bundle
 from wasi_export.config import Frozen
 from wasi_export.errors import IntegrityError
 from wasi_export.report import Report
+from wasi_export.runtimes.validate import accuracy_name
 
 D = TypeVar("D", bound=Frozen)
 
-COLUMNS = ("", "accuracy", "parameters", "model.onnx MB", "latency ms", "ratio", "training MB")
+COLUMNS = ("", "accuracy", "parameters", "ONNX MB", "latency ms", "ratio", "training MB")
 
 
 class ModelSummary(Frozen):
@@ -22,13 +24,14 @@ class ModelSummary(Frozen):
     accuracy: float
     parameters: int
     size_mb: float
-    """model.onnx, in 10^6 bytes."""
+    """Of the ONNX file, in 10^6 bytes."""
     latency_ms: float
     """p50 at batch 1."""
     latency_ratio: float
     """Median over rounds of this model's time over the dense one's."""
-    step_memory_mb: float | None
-    """Peak of a training step over what the process has before it; None where it cannot be measured."""
+    step_memory_mb: float | None = None
+    """Peak of a training step over what the process has before it; None where it cannot be measured, and of
+    int8, which is not trained."""
 
     def cells(self) -> tuple[str, ...]:
         """Returns the row under `COLUMNS`."""
@@ -58,6 +61,8 @@ class RunSummary(Frozen):
     exit_code: int
     dense: ModelSummary
     low_rank: ModelSummary
+    dense_int8: ModelSummary
+    low_rank_int8: ModelSummary
     bundle: Path
     report: Path
 
@@ -68,40 +73,49 @@ class RunSummary(Frozen):
         baseline: Bundle,
         bundle: Bundle,
         *,
+        int8: Mapping[str, Path],
         memory: StepMemoryPair,
         report_path: Path,
     ) -> Self:
-        """Returns the summary of a report on both bundles and real images."""
+        """Returns the summary of a report with real images, on both bundles and, by name, int8 graphs."""
         values = {check.name: check.value for check in report.checks}
+        latency = {found.model: found for found in report.latency}
         accuracy, drop = values["accuracy"], values["accuracy drop"]
         assert accuracy is not None
         assert drop is not None
-        first, second = report.latency
+
+        def row(model: str, name: str, owner: Bundle, path: Path, accuracy: float | None) -> ModelSummary:
+            assert accuracy is not None
+            return ModelSummary(
+                model=model,
+                accuracy=accuracy,
+                parameters=owner.manifest.model.parameters,
+                size_mb=path.stat().st_size / 1e6,
+                latency_ms=latency[name].p50_ms,
+                latency_ratio=latency[name].ratio_to_first,
+            )
+
+        def int8_row(model: str, name: str, owner: Bundle) -> ModelSummary:
+            return row(model, name, owner, int8[name], values[accuracy_name(name)])
+
+        dense = row("dense", "baseline", baseline, baseline.model_path, accuracy + drop)
+        low_rank = row("low-rank", "bundle", bundle, bundle.model_path, accuracy)
         return cls(
             name=report.model,
             verdict=report.verdict,
             exit_code=int(report.exit_code),
-            dense=ModelSummary(
-                model="dense",
-                accuracy=accuracy + drop,
-                parameters=baseline.manifest.model.parameters,
-                size_mb=baseline.model_path.stat().st_size / 1e6,
-                latency_ms=first.p50_ms,
-                latency_ratio=first.ratio_to_first,
-                step_memory_mb=memory.dense_mb,
-            ),
-            low_rank=ModelSummary(
-                model="low-rank",
-                accuracy=accuracy,
-                parameters=bundle.manifest.model.parameters,
-                size_mb=bundle.model_path.stat().st_size / 1e6,
-                latency_ms=second.p50_ms,
-                latency_ratio=second.ratio_to_first,
-                step_memory_mb=memory.low_rank_mb,
-            ),
+            dense=dense.model_copy(update={"step_memory_mb": memory.dense_mb}),
+            low_rank=low_rank.model_copy(update={"step_memory_mb": memory.low_rank_mb}),
+            dense_int8=int8_row("dense, int8", "baseline, int8", baseline),
+            low_rank_int8=int8_row("low-rank, int8", "bundle, int8", bundle),
             bundle=bundle.path,
             report=report_path,
         )
+
+    def cells(self) -> tuple[tuple[str, ...], ...]:
+        """Returns the rows of the table under `COLUMNS`."""
+        rows = (self.dense, self.low_rank, self.dense_int8, self.low_rank_int8)
+        return tuple(row.cells() for row in rows)
 
 
 def read_document(model: type[D], path: Path) -> D:

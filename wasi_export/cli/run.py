@@ -114,7 +114,6 @@ def _print_sweep(table: "SweepTable", folder: Path) -> None:
 def _print_summary(summary: "RunSummary") -> None:
     from wasi_export.cli._summary import COLUMNS
 
-    rows = (summary.dense.cells(), summary.low_rank.cells())
-    print_table(f"{summary.name}: {summary.verdict}", COLUMNS, rows)
+    print_table(f"{summary.name}: {summary.verdict}", COLUMNS, summary.cells())
     typer.echo(f"bundle: {summary.bundle}")
     typer.echo(f"report: {summary.report}")
