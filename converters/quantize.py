@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from wasi_export.config import Int8Factors
 from wasi_export.converters.passes.balance import BalancePass
 from wasi_export.converters.passes.linears import add_parameter
 from wasi_export.errors import UnsupportedModelError
@@ -33,6 +34,13 @@ def quantizable_weights(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(
         node.input[1] for node in model.graph.node if node.op_type == "Gemm" and node.input[1] in initializers
     )
+
+
+def other_factors(model: onnx.ModelProto, factor: Int8Factors) -> tuple[str, ...]:
+    """Returns the names of the weights that stay fp32 where only the `left` or only the `right` are int8."""
+    other = {"both": None, "left": "right", "right": "left"}[factor]
+    names = quantizable_weights(model)
+    return tuple(name for name in names if other and name.split("[")[0].endswith(f".{other}"))
 
 
 def to_int8(model: onnx.ModelProto, *, kept: Collection[str] = ()) -> onnx.ModelProto:

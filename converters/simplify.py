@@ -8,9 +8,11 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
+from wasi_export.artifact import InputSpec
 from wasi_export.converters.passes.attention import PackedAttentionPass
 from wasi_export.converters.passes.finish import FinishPass
 from wasi_export.converters.passes.layer_scale import LayerScalePass
+from wasi_export.converters.passes.normalization import NormalizationPass
 from wasi_export.converters.passes.reshape import ReshapePass
 from wasi_export.converters.passes.token_selection import TokenSelectionPass
 from wasi_export.converters.passes.value_projection import ValueProjectionPass
@@ -58,6 +60,17 @@ def simplify(model: ir.Model, name: str) -> onnx.ModelProto:
     if scales.folded:
         model.metadata_props[FOLDED] = json.dumps(scales.folded, sort_keys=True)
     return ir.to_proto(model)
+
+
+def fold_normalization(model: onnx.ModelProto, spec: InputSpec) -> onnx.ModelProto:
+    """Returns a model that takes pixels in [0, 1] in place of normalised ones.
+
+    Raises:
+        UnsupportedModelError: the first operator cannot take the normalisation up.
+    """
+    graph = ir.from_proto(model)
+    NormalizationPass(spec)(graph)
+    return ir.to_proto(graph)
 
 
 def _is_filter_view(node: ir.Node) -> bool:

@@ -21,6 +21,7 @@ Sensitivity = Literal["none", "features", "output"]
 DenseMethod = Literal["auto", "lora", "full"]
 Fold = Literal["never", "auto", "always"]
 NumberForm = Literal["int8", "fp16-storage"]
+Int8Factors = Literal["both", "left", "right"]
 Quantize = Literal["none", "auto", "int8", "fp16-storage"]
 ActivationMode = Literal["none", "feature", "feature+token", "feature+token+batch"]
 Allocation = Literal["uniform", "output_error", "perplexity"]
@@ -356,8 +357,23 @@ class ExportConfig(Frozen):
         description="a second graph. int8: refused unless as accurate, and faster here; auto: int8 where so; "
         "fp16-storage: half the file, the same speed",
     )
+    int8_factors: Int8Factors = Field(
+        "both", description="which factors are int8; the other one, and its product, stay fp32"
+    )
+    fold_normalization: bool = Field(
+        False, description="the graph takes pixels in [0, 1]: mean and std are in the first convolution"
+    )
     train_graph: bool = Field(False, description="also write the training step of [adapt]")
     golden_images: int = Field(8, ge=1, description="real images stored with their reference outputs")
+
+    @model_validator(mode="after")
+    def _training_is_on_normalized_images(self) -> Self:
+        if self.train_graph and self.fold_normalization:
+            raise ValueError(
+                "fold_normalization changes a weight that the training step has as it is, got train_graph = "
+                "true: choose one of the two"
+            )
+        return self
 
 
 class Thresholds(Frozen):

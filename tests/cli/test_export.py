@@ -167,6 +167,32 @@ def test_factors_are_multiplied_out_where_that_is_asked_for(run_dir: Path, tmp_p
 
 
 @pytest.mark.slow
+def test_a_graph_that_takes_pixels_gives_the_same_answers(run_dir: Path, tmp_path: Path) -> None:
+    for name, flags in (("plain", ()), ("pixels", ("--fold-normalization",))):
+        result = call(run_dir, "-o", tmp_path / name, *flags)
+        assert result.exit_code == 0, result.output
+    plain, pixels = (Bundle.open(tmp_path / name) for name in ("plain", "pixels"))
+    channels = plain.manifest.input.channels
+    assert pixels.manifest.input == plain.manifest.input.model_copy(
+        update={"mean": (0.0,) * channels, "std": (1.0,) * channels}
+    )
+    assert 0 <= pixels.golden().images.min() < pixels.golden().images.max() <= 1
+    np.testing.assert_array_equal(pixels.golden().outputs, plain.golden().outputs)
+    images = load_data(Config.from_mapping(CONFIG).data)[1]
+    found = [validate(bundle, Thresholds(), images=images) for bundle in (plain, pixels)]
+    accuracies = [
+        next(check.value for check in report.checks if check.name == "accuracy") for report in found
+    ]
+    assert accuracies[0] == accuracies[1]
+    refused = CliRunner().invoke(app, ["train-graph", str(tmp_path / "pixels"), str(run_dir)])
+    assert refused.exit_code == 2
+    assert "exported with fold_normalization" in refused.stderr
+    refused = call(run_dir, "-o", tmp_path / "both", "--fold-normalization", "--train-graph")
+    assert refused.exit_code == 2
+    assert "choose one of the two" in refused.stderr
+
+
+@pytest.mark.slow
 def test_a_graph_in_half_is_added_and_validated(run_dir: Path, tmp_path: Path) -> None:
     result = call(run_dir, "-o", tmp_path / "bundle", "--quantize", "fp16-storage")
     assert result.exit_code == 0, result.output

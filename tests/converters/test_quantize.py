@@ -9,9 +9,9 @@ import torch
 from onnx import numpy_helper
 
 from wasi_export.artifact import InputSpec
-from wasi_export.config import SubspaceConfig
+from wasi_export.config import Int8Factors, SubspaceConfig
 from wasi_export.converters.inference import export_inference
-from wasi_export.converters.quantize import quantizable_weights, to_fp16_storage, to_int8
+from wasi_export.converters.quantize import other_factors, quantizable_weights, to_fp16_storage, to_int8
 from wasi_export.errors import UnsupportedModelError
 from wasi_export.subspace.inject import factorize_model
 
@@ -60,6 +60,17 @@ def test_all_products_become_int8_and_the_outputs_stay_near(graph: onnx.ModelPro
     assert quantized.ByteSize() < 0.5 * graph.ByteSize()
     assert 0 < error(quantized, graph) < 0.1
     np.testing.assert_allclose(run(quantized), run(quantized, optimise=False), atol=1e-4)
+
+
+@pytest.mark.parametrize(("factor", "other"), [("left", "right"), ("right", "left")])
+def test_one_factor_alone_can_be_int8(graph: onnx.ModelProto, factor: Int8Factors, other: str) -> None:
+    kept = other_factors(graph, factor)
+    assert kept
+    assert all(f".{other}" in name for name in kept)
+    quantized = to_int8(graph, kept=kept)
+    assert operators(quantized)["MatMulInteger"] == len(quantizable_weights(graph)) - len(kept)
+    assert 0 < error(quantized, graph) < error(to_int8(graph), graph)
+    assert not other_factors(graph, "both")
 
 
 def test_products_that_are_kept_stay_fp32(graph: onnx.ModelProto) -> None:

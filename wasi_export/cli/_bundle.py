@@ -34,7 +34,7 @@ from wasi_export.config import Config
 from wasi_export.converters.check import check_factors, graph_facts
 from wasi_export.converters.inference import OUTPUT_NAME, reference_outputs, write_source
 from wasi_export.converters.merge import with_values
-from wasi_export.converters.simplify import simplify
+from wasi_export.converters.simplify import fold_normalization, simplify
 from wasi_export.datasets import ImageSet, load_calibration, load_data
 from wasi_export.errors import ConfigError, UnsupportedModelError
 from wasi_export.progress import Track, silent
@@ -171,7 +171,7 @@ def write_checked(classifier: Classifier, folder: Path, *, track: Track = silent
         UnsupportedModelError: torch cannot export the model.
         CheckFailedError: the exported graph is not as planned, or differs from the torch model.
     """
-    config, golden = classifier.config, make_golden(classifier)
+    config, golden, spec = classifier.config, make_golden(classifier), bundle_spec(classifier)
     tolerance = config.thresholds.max_parity_error or PARITY_TOLERANCE
     name, trained, training = config.name, None, None
     if config.export.train_graph:
@@ -180,6 +180,8 @@ def write_checked(classifier: Classifier, folder: Path, *, track: Track = silent
     source = write_source(classifier.model, classifier.spec, opset=config.export.opset)
     if trained is None:
         graph = simplify(source, name)
+        if config.export.fold_normalization:
+            graph = fold_normalization(graph, classifier.spec)
     else:
         if classifier.plan is not None:
             write_bytes(folder / TRAINED_PLAN, classifier.plan.model_dump_json(indent=2).encode())
@@ -193,8 +195,8 @@ def write_checked(classifier: Classifier, folder: Path, *, track: Track = silent
     write_bytes(folder / GOLDEN, save(vars(golden)))
     parity = measure_parity(folder / MODEL, golden)
     require_parity(parity, tolerance)
-    judged = Source(graph, folder / MODEL, golden, classifier.images, classifier.spec, classifier.labelled)
-    quantized = add_quantized(judged, config.export.quantize, track=track)
+    judged = Source(graph, folder / MODEL, golden, classifier.images, spec, classifier.labelled)
+    quantized = add_quantized(judged, config.export.quantize, factors=config.export.int8_factors, track=track)
     write_bytes(folder / "config.toml", config.to_toml().encode())
     if classifier.plan is not None:
         write_bytes(folder / "plan.json", plan.model_dump_json(indent=2).encode())
@@ -208,7 +210,7 @@ def write_checked(classifier: Classifier, folder: Path, *, track: Track = silent
             layers=plan.layers,
         ),
         classes=classifier.classes,
-        input=classifier.spec,
+        input=spec,
         output=OUTPUT_NAME,
         opset=facts.opset,
         ir_version=facts.ir_version,
@@ -237,5 +239,14 @@ def _fold(classifier: Classifier, track: Track) -> Plan:
 def make_golden(classifier: Classifier) -> Golden:
     """Returns real images, the outputs of the torch model in fp32 for them, and their labels."""
     images = classifier.images.sample(classifier.config.export.golden_images, classifier.config.seed)
-    inputs = Preprocess(classifier.spec).batch([images[index][0] for index in range(len(images))])
-    return Golden(inputs, reference_outputs(classifier.model, inputs), images.labels)
+    pictures = [images[index][0] for index in range(len(images))]
+    outputs = reference_outputs(classifier.model, Preprocess(classifier.spec).batch(pictures))
+    return Golden(Preprocess(bundle_spec(classifier)).batch(pictures), outputs, images.labels)
+
+
+def bundle_spec(classifier: Classifier) -> InputSpec:
+    """Returns how an image becomes the input of the graph: as the model's, but for what is folded."""
+    if not classifier.config.export.fold_normalization:
+        return classifier.spec
+    channels = classifier.spec.channels
+    return classifier.spec.model_copy(update={"mean": (0.0,) * channels, "std": (1.0,) * channels})

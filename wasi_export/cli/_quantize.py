@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wasi_export.artifact import QUANTIZED_MODELS, Bundle, Golden, InputSpec, Quantized, write_bytes
-from wasi_export.config import Quantize
-from wasi_export.converters.quantize import quantizable_weights, to_fp16_storage, to_int8
+from wasi_export.config import Int8Factors, Quantize
+from wasi_export.converters.quantize import other_factors, quantizable_weights, to_fp16_storage, to_int8
 from wasi_export.datasets import ImageSet
 from wasi_export.errors import CheckFailedError
 from wasi_export.progress import Track, silent
@@ -41,7 +41,9 @@ class Source:
     """Whether the labels of the images are the model's classes; else the fp32 answers stand for them."""
 
 
-def add_quantized(source: Source, quantize: Quantize, *, track: Track = silent) -> Quantized | None:
+def add_quantized(
+    source: Source, quantize: Quantize, *, factors: Int8Factors = "both", track: Track = silent
+) -> Quantized | None:
     """Writes the quantised graph beside the fp32 one; returns what was measured of it.
 
     Where int8 loses too much, the products that do most harm alone stay fp32: 1, 2, 4, … up to half of them.
@@ -49,6 +51,7 @@ def add_quantized(source: Source, quantize: Quantize, *, track: Track = silent) 
     Args:
         source: the fp32 graph, in its file.
         quantize: the form; with `auto` a graph that is not good enough is left out instead of an error.
+        factors: which of them are int8.
         track: progress display.
 
     Raises:
@@ -61,7 +64,7 @@ def add_quantized(source: Source, quantize: Quantize, *, track: Track = silent) 
     images = source.images.sample(IMAGES, seed=0)
     before = _predictions(source.path, images, source.spec, track)
     labels = images.labels if source.labelled else before
-    for kept in _kept(source, track) if form == "int8" else [()]:
+    for kept in _kept(source, other_factors(source.graph, factors), track) if form == "int8" else [()]:
         graph = to_int8(source.graph, kept=kept) if form == "int8" else to_fp16_storage(source.graph)
         write_bytes(path, graph.SerializeToString(deterministic=True))
         after = _predictions(path, images, source.spec, track)
@@ -109,21 +112,21 @@ def _reason(found: Quantized) -> str | None:
     return None
 
 
-def _kept(source: Source, track: Track) -> Iterator[tuple[str, ...]]:
-    """Yields the weights to leave in fp32: none, then ever more of those that do most harm alone."""
-    yield ()
-    weights = quantizable_weights(source.graph)
+def _kept(source: Source, always: tuple[str, ...], track: Track) -> Iterator[tuple[str, ...]]:
+    """Yields the weights to leave in fp32: those always, then ever more of those that do most harm alone."""
+    yield always
+    weights = [name for name in quantizable_weights(source.graph) if name not in always]
     path = source.path.with_name("one.onnx")
     errors = {}
     for weight in track(weights, "find what int8 harms", len(weights)):
-        others = [other for other in weights if other != weight]
+        others = [*always, *(other for other in weights if other != weight)]
         write_bytes(path, to_int8(source.graph, kept=others).SerializeToString())
         errors[weight] = relative_error(path, source.golden)
     path.unlink(missing_ok=True)
     order = sorted(weights, key=lambda weight: -errors[weight])
     count = 1
     while count <= len(weights) // 2:
-        yield tuple(order[:count])
+        yield (*always, *order[:count])
         count *= 2
 
 

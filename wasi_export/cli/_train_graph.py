@@ -33,7 +33,7 @@ from wasi_export.converters.step_graph.function import StepSettings
 from wasi_export.converters.step_graph.rates import parameter_rates
 from wasi_export.converters.step_graph.trainable import trainable_names
 from wasi_export.converters.training_step import ExportedStep, export_training_step
-from wasi_export.errors import ParityError
+from wasi_export.errors import ConfigError, ParityError
 from wasi_export.run_folder import CONFIG
 from wasi_export.runtimes.parity import PARITY_TOLERANCE
 from wasi_export.runtimes.step_parity import require_step_parity
@@ -148,13 +148,18 @@ def add_training_step(path: Path, run_dir: Path, overrides: Sequence[str]) -> Tr
 
     Raises:
         IntegrityError: a file of the bundle or the run is not what was written.
-        ConfigError: the model has no such parameters or blocks.
+        ConfigError: the model has no such parameters or blocks, or the bundle's graph normalises images.
         UnsupportedModelError: there is no form for an operator of the step.
         ParityError: the bundle is not of that run.
     """
     bundle, run = Bundle.open(path), load_run(run_dir)
     manifest, golden = bundle.manifest, bundle.golden()
     config = Config.from_mapping(Config.from_toml(path / CONFIG).model_dump(), overrides, origin="options")
+    if config.export.fold_normalization:
+        raise ConfigError(
+            f"{path} was exported with fold_normalization, which changes a weight that the training step has "
+            "as it is: export it again without"
+        )
     parts = make_training_step(run.model, manifest.input, config.on_board, golden.images)
     kept = {layer.name for layer in manifest.model.layers if layer.rank is not None}
     factored = [layer.name for layer in run.plan.factored] if run.plan is not None else []

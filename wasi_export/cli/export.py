@@ -54,6 +54,9 @@ def export(
         Literal["none", "auto", "int8", "fp16-storage"] | None,
         typer.Option(help="Add a graph in int8, if it is as accurate and faster here, or in half."),
     ] = None,
+    fold_normalization: Annotated[
+        bool, typer.Option("--fold-normalization", help="Take pixels in [0, 1]: no mean and std outside.")
+    ] = False,
     train_graph: Annotated[
         bool, typer.Option("--train-graph", help="Add the training step of [adapt], for `adapt`.")
     ] = False,
@@ -95,6 +98,7 @@ def export(
             ("opset", opset),
             ("fold", fold),
             ("quantize", quantize),
+            ("fold_normalization", fold_normalization or None),
             ("train_graph", train_graph or trainable is not None or None),
         )
         if value is not None
