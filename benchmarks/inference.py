@@ -2,6 +2,7 @@
 
     python benchmarks/inference.py                          # all models that are not in the result; an hour
     python benchmarks/inference.py --models vit_small_patch16_224
+    python benchmarks/inference.py --peers                  # other runtimes again, of models in the result
     python benchmarks/inference.py --docs                   # tables into docs/inference.md, no run
     python benchmarks/inference.py --json                   # prints the result
 
@@ -10,6 +11,8 @@ gives it, as `subspace.fraction` does (multiples of 8); rows "in 16s" have them 
 of a model run in turns, batch 1, one thread, CPU time of the process; errors are against torch, of fp32 the
 largest one over the scale of the output at batch 1, 2 and 7, of int8 the norm of the error over that of the
 output.
+
+Other runtimes: torch, torch.compile, OpenVINO where it is installed, and onnxruntime with its optimiser off.
 
 The result is written after each model.
 """
@@ -66,16 +69,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME")
+    parser.add_argument("--peers", action="store_true", help="other runtimes again, of models in the result")
     parser.add_argument("--docs", action="store_true", help="tables into the page, no run")
     parser.add_argument("--json", action="store_true", help="print the result")
     options = parser.parse_args()
     result = {"protocol": __doc__, "host": describe_host().model_dump(mode="json"), "models": []}
     if RESULT.exists():
         result = json.loads(RESULT.read_text(encoding="utf-8"))
-    known = {measured["model"] for measured in result["models"]}
+    known = {measured["model"]: measured for measured in result["models"]}
     if not (options.docs or options.json):
-        for name in (name for name in options.models if name not in known):
-            result["models"].append({"model": name, **measure_model(name)})
+        for name in options.models:
+            if name not in known:
+                result["models"].append({"model": name, **measure_model(name)})
+            elif options.peers:
+                known[name]["peers"] = measure_peers(name)
             write_bytes(RESULT, json.dumps(result, indent=1).encode() + b"\n")
     if options.docs:
         page = PAGE.read_text(encoding="utf-8")
@@ -93,8 +100,7 @@ def measure_model(name: str) -> dict[str, Any]:
         for row, latency in zip(rows, measure_latency(files, rounds=ROUNDS), strict=True):
             row |= latency.model_dump(include={"p50_ms", "load_ms", "peak_rss_mb"})
             row["samples_ms"] = [round(sample, 3) for sample in latency.samples_ms]
-        peers = measure_peers(name, dict(files))
-    return {"rows": rows, "peers": peers}
+    return {"rows": rows, "peers": measure_peers(name)}
 
 
 def write_graphs(name: str, folder: Path) -> list[dict[str, Any]]:
@@ -199,19 +205,22 @@ def count_macs(model: nn.Module) -> tuple[int, int]:
     return total - products, total
 
 
-def measure_peers(name: str, files: dict[str, Path]) -> list[dict[str, Any]]:
+def measure_peers(name: str) -> list[dict[str, Any]]:
     """Returns CPU ms of other runtimes beside ours, in turns; those that are not installed are left out."""
     image = np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE), np.float32)
     runs: dict[str, Callable[[], object]] = {}
     torch.set_num_threads(1)
-    for row, fraction in (("dense", None), ("f = 0.4", 0.4)):
-        model = make_model(name, None if fraction is None else plan_of(name, fraction, aligned=False))
-        session = Session.open(files[row])
-        runs[f"{row}, onnxruntime"] = _bound(session.run, image)
-        runs[f"{row}, torch eager"] = _bound(torch.inference_mode()(model), torch.from_numpy(image))
-        runs[f"{row}, torch.compile"] = _bound(_compiled(model), torch.from_numpy(image))
-        if (other := _openvino(files[row])) is not None:
-            runs[f"{row}, OpenVINO"] = _bound(other, image)
+    with tempfile.TemporaryDirectory() as folder:
+        for row, fraction in (("dense", None), ("f = 0.4", 0.4)):
+            model = make_model(name, None if fraction is None else plan_of(name, fraction, aligned=False))
+            path = save(export_inference(model, SPEC, opset=OPSET), Path(folder), row)
+            runs[f"{row}, onnxruntime"] = _bound(Session.open(path).run, image)
+            plain = Session.open(path, optimise=False)
+            runs[f"{row}, onnxruntime without its optimiser"] = _bound(plain.run, image)
+            runs[f"{row}, torch eager"] = _bound(torch.inference_mode()(model), torch.from_numpy(image))
+            runs[f"{row}, torch.compile"] = _bound(_compiled(model), torch.from_numpy(image))
+            if (other := _openvino(path)) is not None:
+                runs[f"{row}, OpenVINO"] = _bound(other, image)
     samples = run_in_turns(list(runs.values()), PEER_ROUNDS)
     return [
         {"row": row, "p50_ms": float(np.median(column)), "samples_ms": np.round(column, 3).tolist()}
