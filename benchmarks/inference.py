@@ -2,7 +2,7 @@
 
     python benchmarks/inference.py                          # all models that are not in the result; an hour
     python benchmarks/inference.py --models vit_small_patch16_224
-    python benchmarks/inference.py --peers                  # other runtimes again, of models in the result
+    python benchmarks/inference.py --beside                 # other runtimes and operators, again
     python benchmarks/inference.py --docs                   # tables into docs/inference.md, no run
     python benchmarks/inference.py --json                   # prints the result
 
@@ -13,6 +13,7 @@ largest one over the scale of the output at batch 1, 2 and 7, of int8 the norm o
 output.
 
 Other runtimes: torch, torch.compile, OpenVINO where it is installed, and onnxruntime with its optimiser off.
+Operators: wall time by onnxruntime's profiler.
 
 The result is written after each model.
 """
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from inference_operators import operator_times
 from inference_tables import to_markdown
 from numpy.typing import NDArray
 from step_plans import CLASSES, make_plan
@@ -69,7 +71,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME")
-    parser.add_argument("--peers", action="store_true", help="other runtimes again, of models in the result")
+    parser.add_argument("--beside", action="store_true", help="other runtimes and operators, again")
     parser.add_argument("--docs", action="store_true", help="tables into the page, no run")
     parser.add_argument("--json", action="store_true", help="print the result")
     options = parser.parse_args()
@@ -81,8 +83,8 @@ def main() -> None:
         for name in options.models:
             if name not in known:
                 result["models"].append({"model": name, **measure_model(name)})
-            elif options.peers:
-                known[name]["peers"] = measure_peers(name)
+            elif options.beside:
+                known[name] |= measure_beside(name)
             write_bytes(RESULT, json.dumps(result, indent=1).encode() + b"\n")
     if options.docs:
         page = PAGE.read_text(encoding="utf-8")
@@ -100,7 +102,7 @@ def measure_model(name: str) -> dict[str, Any]:
         for row, latency in zip(rows, measure_latency(files, rounds=ROUNDS), strict=True):
             row |= latency.model_dump(include={"p50_ms", "load_ms", "peak_rss_mb"})
             row["samples_ms"] = [round(sample, 3) for sample in latency.samples_ms]
-    return {"rows": rows, "peers": measure_peers(name)}
+    return {"rows": rows, **measure_beside(name)}
 
 
 def write_graphs(name: str, folder: Path) -> list[dict[str, Any]]:
@@ -205,15 +207,22 @@ def count_macs(model: nn.Module) -> tuple[int, int]:
     return total - products, total
 
 
-def measure_peers(name: str) -> list[dict[str, Any]]:
-    """Returns CPU ms of other runtimes beside ours, in turns; those that are not installed are left out."""
+def measure_beside(name: str) -> dict[str, Any]:
+    """Returns CPU ms of other runtimes beside ours, in turns, and of our graphs the ms of their operators.
+
+    Runtimes that are not installed are left out.
+    """
     image = np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE), np.float32)
     runs: dict[str, Callable[[], object]] = {}
+    operators = {}
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        for row, fraction in (("dense", None), ("f = 0.4", 0.4)):
+        for row, fraction in (("dense", None), ("f = 0.4", 0.4), ("f = 0.2", 0.2)):
             model = make_model(name, None if fraction is None else plan_of(name, fraction, aligned=False))
             path = save(export_inference(model, SPEC, opset=OPSET), Path(folder), row)
+            operators[row] = operator_times(path, image)
+            if fraction == 0.2:
+                continue
             runs[f"{row}, onnxruntime"] = _bound(Session.open(path).run, image)
             plain = Session.open(path, optimise=False)
             runs[f"{row}, onnxruntime without its optimiser"] = _bound(plain.run, image)
@@ -222,10 +231,11 @@ def measure_peers(name: str) -> list[dict[str, Any]]:
             if (other := _openvino(path)) is not None:
                 runs[f"{row}, OpenVINO"] = _bound(other, image)
     samples = run_in_turns(list(runs.values()), PEER_ROUNDS)
-    return [
+    peers = [
         {"row": row, "p50_ms": float(np.median(column)), "samples_ms": np.round(column, 3).tolist()}
         for row, column in zip(runs, samples.T, strict=True)
     ]
+    return {"peers": peers, "operators": operators}
 
 
 def _bound(function: Callable[[Any], object], argument: object) -> Callable[[], object]:

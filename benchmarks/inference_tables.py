@@ -11,6 +11,9 @@ COLUMNS = (
     "nodes", "load ms", "peak RSS MB", "error",
 )  # fmt: skip
 
+SHOWN = 0.01
+"""Share of a graph's time from which on a kind of operator has a line."""
+
 
 def to_markdown(result: dict[str, Any]) -> str:
     """Returns a table for each model, and one of other runtimes."""
@@ -32,7 +35,23 @@ def to_markdown(result: dict[str, Any]) -> str:
             for peer in peers
         ]
         blocks.append(markdown_table(("runtime", "p50 ms", "time over onnxruntime"), "lrr", lines))
+        blocks.append(operators_table(measured["operators"]))
     return "\n\n".join(blocks)
+
+
+def operators_table(operators: dict[str, dict[str, float]]) -> str:
+    """Returns the ms of each kind of operator that takes a hundredth of a graph, and of the rest."""
+    totals = {graph: sum(times.values()) for graph, times in operators.items()}
+    shown = {kind for graph, times in operators.items() for kind, ms in times.items()
+             if ms > SHOWN * totals[graph]}  # fmt: skip
+    dense = next(iter(operators.values()))
+    kinds = sorted(shown, key=lambda kind: -dense.get(kind, 0))
+    lines = [(kind, *(f"{times.get(kind, 0):.2f}" for times in operators.values())) for kind in kinds]
+    rest = (sum(ms for kind, ms in times.items() if kind not in shown) for times in operators.values())
+    lines += [("others", *(f"{ms:.2f}" for ms in rest))]
+    lines += [("all", *(f"{total:.2f}" for total in totals.values()))]
+    header = ("operator", *(f"{graph}, ms" for graph in operators))
+    return markdown_table(header, "l" + "r" * len(operators), lines)
 
 
 def _row(row: dict[str, Any], dense: Any, exported: Any) -> tuple[str, ...]:
