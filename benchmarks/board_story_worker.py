@@ -9,8 +9,8 @@ import numpy as np
 from step_graph_memory import memory_mib
 
 from wasi_export.datasets import FASHION_MNIST_CLASSES, ImageSet, load_splits
-from wasi_export.runtimes import Adapter
 from wasi_export.runtimes.adapt import AdaptEpoch, AdaptImages, AdaptOptions, adapt
+from wasi_export.runtimes.adapter import Adapter
 
 NEW_CLASS = "Bag"
 NEW, JUDGED, EPOCHS = 50, 2000, 10

@@ -45,7 +45,7 @@ from PIL import Image
 from wasi_export.artifact import write_bytes
 from wasi_export.datasets import ImageSet, load_splits
 from wasi_export.report import markdown_table
-from wasi_export.runtimes import Adapter
+from wasi_export.runtimes.adapter import Adapter
 from wasi_export.runtimes.averaging import average_weights
 from wasi_export.runtimes.host import describe_host
 

@@ -40,11 +40,11 @@ TOO_LARGE = 500_000_000  # parameters, with few blocks
 MARK = "<!-- benchmarks/timm_models.py -->\n"
 
 
-def transformers(only: list[str] | None = None) -> Iterator[tuple[str, str]]:
-    """Yields name and source module of the transformers of timm."""
+def transformers(only: list[str] | None, known: set[str]) -> Iterator[tuple[str, str]]:
+    """Yields name and source module of the transformers of timm, but for those that are known."""
     for name in timm.list_models():
         source = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
-        if only and source not in only:
+        if name in known or (only and source not in only):
             continue
         with torch.device("meta"):
             try:
@@ -190,9 +190,7 @@ def main() -> None:
     }
     known = {row["model"] for row in result["models"]}
     if not (options.docs or options.json):
-        for name, source in transformers(options.only):
-            if name in known:
-                continue
+        for name, source in transformers(options.only, known):
             row = {"model": name, "source": source, **try_model(name)}
             print(json.dumps(row), flush=True)
             result["models"] = sorted([*result["models"], row], key=lambda r: (r["source"], r["model"]))

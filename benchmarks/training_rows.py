@@ -112,19 +112,19 @@ PARTS: Mapping[str, tuple[str, Settings]] = {
     "whitened": ("whitened, each layer alone", {**ALONE, "method": "whitened"}),
     "sequential": ("fitted in sequence", ALONE),
     "sequential-features": (
-        "… weighted by the gradients of the features",
+        "fitted in sequence, weighted by the gradients of the features",
         {**FROM_START, "sensitivity": "features"},
     ),
     "full-whitened": (
         "first half of all weights, whitened",
         {**FULL, "method": "whitened", "sensitivity": "none"},
     ),
-    "full-sequential": ("… fitted in sequence", {**FULL, "sensitivity": "none"}),
-    "full-output": ("… weighted by the gradients of the output", FULL),
+    "full-sequential": ("first half of all weights, fitted in sequence", {**FULL, "sensitivity": "none"}),
+    "full-output": ("first half of all weights, fitted and weighted by the output", FULL),
     "lora-plain": ("first half LoRA, plain SVD", {"method": "plain", "sensitivity": "none"}),
-    "ours": ("first half LoRA, fitted and weighted as above (default)", {}),
-    "ours-allocated": ("… and ranks by the output error", {"allocation": "output_error"}),
-    "ours-whole": ("… and saved inputs whole", WHOLE),
+    "ours": ("first half LoRA, fitted and weighted by the output (default)", {}),
+    "ours-allocated": ("the default, and ranks by the output error", {"allocation": "output_error"}),
+    "ours-whole": ("the default, and saved inputs whole", WHOLE),
 }
 """One part of the recipe after the other: docs/accuracy.md."""
 

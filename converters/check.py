@@ -23,6 +23,9 @@ _FIRST_BY_IR_VERSION = {9: (1, 17), 10: (1, 18), 11: (1, 23), 13: (1, 24)}
 # its norm; another matrix of that shape differs by as much as its norm.
 _SAME = 1e-3
 
+SHOWN = 5
+"""Of what is wrong, as many things are told."""
+
 
 @dataclass(frozen=True)
 class GraphFacts:
@@ -64,18 +67,22 @@ def check_factors(model: onnx.ModelProto, plan: Plan) -> None:
     That is: `<layer>.left` [O, K] and `<layer>.right` [K, I] are initializers, in torch's layout and whole or
     as two parts of their rows, each the weight of a Gemm, or through one Reshape of a 1×1 Conv, and nothing
     else, unless it is part of what `passes/value_projection.py` multiplies; no initializer is their product,
-    nor an unnamed one of its shape; the operators are ONNX's own; all data is in the one file.
+    nor one of its shape that the plan does not know by name; the operators are ONNX's own; all data is in the
+    one file.
 
     Raises:
-        CheckFailedError: something is not so; the message has everything that was found.
+        CheckFailedError: something is not so; the message has the first things that were found.
     """
     problems = [*_validity(model), *_portability(model)]
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     dense = {f"{layer.name}.weight" for layer in plan.layers if layer.rank is None}
+    factors = {f"{layer.name}.{side}" for layer in plan.factored for side in ("left", "right")}
     for layer in plan.factored:
-        problems += [*_factor_problems(model, tensors, layer), *_product_problems(tensors, layer, dense)]
+        problems += _factor_problems(model, tensors, layer)
+        problems += _product_problems(tensors, layer, dense | factors)
     if problems:
-        raise CheckFailedError(f"the exported model is not as planned: {'; '.join(problems)}")
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise CheckFailedError(f"the exported model is not as planned: {'; '.join(problems[:SHOWN])}{more}")
 
 
 def _validity(model: onnx.ModelProto) -> Iterator[str]:
@@ -159,9 +166,12 @@ def _is_1x1_conv(node: onnx.NodeProto) -> bool:
 
 
 def _product_problems(
-    tensors: Mapping[str, onnx.TensorProto], layer: LayerPlan, dense: set[str]
+    tensors: Mapping[str, onnx.TensorProto], layer: LayerPlan, planned: set[str]
 ) -> Iterator[str]:
-    """Yields a line for every initializer that is the dense weight of a factored layer, or may be."""
+    """Yields a line for every initializer that is the dense weight of a factored layer, or may be.
+
+    A factor may have the shape of another layer's dense weight, as in Swin, where widths double.
+    """
     shape = [layer.out_features, layer.in_features]
     factors = [_joined(_parts(tensors, f"{layer.name}.{side}")) for side in ("left", "right")]
     for name, tensor in tensors.items():
@@ -170,13 +180,13 @@ def _product_problems(
         value = _array(tensor)
         if value is not None and _is_product(value.reshape(_matrix_shape(tensor)), *factors):
             yield f"{name} is the product of the factors of {layer.name}"
-        elif name == f"{layer.name}.weight" or not _is_known(name, dense):
+        elif name == f"{layer.name}.weight" or not _is_known(name, planned):
             yield f"{name} has the dense shape {list(tensor.dims)} of {layer.name}, which is factored"
 
 
-def _is_known(name: str, dense: set[str]) -> bool:
-    """Returns whether a name tells what a matrix is: a layer's weight, or a product that was planned."""
-    return name in dense or name.endswith(".weight") or PRODUCT in name
+def _is_known(name: str, planned: set[str]) -> bool:
+    """Returns whether a name tells what a matrix is: of the plan, a layer's weight, a product of factors."""
+    return name.split("[")[0] in planned or name.endswith(".weight") or PRODUCT in name
 
 
 def _matrix_shape(tensor: onnx.TensorProto) -> list[int]:

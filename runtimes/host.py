@@ -1,7 +1,6 @@
 """What machine this is: the facts without which a latency says nothing."""
 
 import platform
-import re
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +10,7 @@ import psutil
 
 import wasi_export
 from wasi_export.report import Host
-
-# "CPU part" of /proc/cpuinfo for implementer 0x41; Linux arch/arm64/include/asm/cputype.h.
-ARM_PARTS = {
-    0xD03: "Cortex-A53",
-    0xD04: "Cortex-A35",
-    0xD05: "Cortex-A55",
-    0xD07: "Cortex-A57",
-    0xD08: "Cortex-A72",
-    0xD0A: "Cortex-A75",
-    0xD0B: "Cortex-A76",
-    0xD0C: "Neoverse-N1",
-    0xD40: "Neoverse-V1",
-    0xD49: "Neoverse-N2",
-    0xD4F: "Neoverse-V2",
-}
+from wasi_export.runtimes.processor import processor_name
 
 
 def describe_host() -> Host:
@@ -44,16 +29,6 @@ def describe_host() -> Host:
             "pillow": PIL.__version__,
         },
     )
-
-
-def processor_name(cpuinfo: str) -> str:
-    """Returns the processor that the text of /proc/cpuinfo describes, or what the platform calls it."""
-    if named := re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE):
-        return named[1].strip()
-    parts = {int(part, 16) for part in re.findall(r"^CPU part\s*:\s*(0x[0-9a-f]+)$", cpuinfo, re.MULTILINE)}
-    if parts:
-        return ", ".join(ARM_PARTS.get(part, f"ARM part {part:#x}") for part in sorted(parts))
-    return platform.processor() or "unknown"
 
 
 def _machine() -> str:

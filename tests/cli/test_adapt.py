@@ -22,8 +22,8 @@ from wasi_export.artifact import PARAMETERS, STEP, Bundle, write_bundle_manifest
 from wasi_export.cli import app
 from wasi_export.datasets import load_new_images
 from wasi_export.interrupt import TrainingInterrupted
-from wasi_export.runtimes import Adapter
 from wasi_export.runtimes.adapt import AdaptOptions, adapt, adapt_images
+from wasi_export.runtimes.adapter import Adapter
 from wasi_export.runtimes.budget import celsius
 from wasi_export.runtimes.energy import POWERCAP
 from wasi_export.runtimes.schedule import learning_rate

@@ -18,8 +18,8 @@ from wasi_export.artifact import PARAMETERS, Bundle
 from wasi_export.cli import app
 from wasi_export.config import Config
 from wasi_export.datasets import load_data
-from wasi_export.runtimes import Adapter
 from wasi_export.runtimes.accuracy import predict
+from wasi_export.runtimes.adapter import Adapter
 from wasi_export.runtimes.preprocess import Preprocess
 from wasi_export.runtimes.session import Session
 from wasi_export.training.beginning import begin

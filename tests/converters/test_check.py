@@ -278,3 +278,36 @@ def test_the_first_onnxruntime_follows_from_both_versions(opset: int, ir_version
     facts = graph_facts(make_model(text))
     assert (facts.opset, facts.ir_version, facts.min_onnxruntime) == (opset, ir_version, first)
     assert facts.nodes == {"Gemm": 3}
+
+
+WIDENING = """
+<ir_version: 10, opset_import: ["" : 23]>
+main (float[B, 6] images) => (float[B, 12] logits)
+<float[2, 6] "fc1.right", float[8, 2] "fc1.left", float[6, 8] "fc2.weight", float[8, 6] "fc3.right",
+ float[12, 8] "fc3.left">
+{
+    code = Gemm <transB = 1> (images, "fc1.right")
+    hidden = Gemm <transB = 1> (code, "fc1.left")
+    middle = Gemm <transB = 1> (hidden, "fc2.weight")
+    code3 = Gemm <transB = 1> (middle, "fc3.right")
+    logits = Gemm <transB = 1> (code3, "fc3.left")
+}
+"""
+
+
+def test_a_factor_may_have_the_shape_of_another_layers_dense_weight() -> None:
+    model, rng = make_model(WIDENING), np.random.default_rng(1)
+    for name, shape in {"fc3.right": (8, 6), "fc3.left": (12, 8)}.items():
+        add(model, name, rng.standard_normal(shape))
+    del model.graph.initializer[2]  # fc1.bias
+    layers = (*PLAN.layers, layer("fc3", 6, 12, 8))
+    check_factors(model, Plan(activation_mode="none", layers=layers))
+    with pytest.raises(CheckFailedError, match=r"fc3\.right has the dense shape"):
+        check_factors(model, PLAN)
+
+
+def test_of_many_things_that_are_wrong_the_first_are_told() -> None:
+    layers = tuple(layer(f"other{index}", 6, 8, 2) for index in range(9))
+    with pytest.raises(CheckFailedError, match=r"and 13 more$") as told:
+        check_factors(make_model(), Plan(activation_mode="none", layers=layers))
+    assert str(told.value).count("there is no initializer") == 5

@@ -14,8 +14,8 @@ import psutil
 from PIL import Image
 
 from wasi_export.datasets import ImageSet
-from wasi_export.runtimes import Adapter
 from wasi_export.runtimes.adapt import AdaptImages, AdaptOptions, adapt
+from wasi_export.runtimes.adapter import Adapter
 
 FIRST, LAST = 200, 2000
 

@@ -10,8 +10,8 @@ from PIL import Image
 from wasi_export.datasets import ImageSet
 from wasi_export.errors import ConfigError, DataError, HostError, IntegrityError, ModelFailedError, UsageError
 from wasi_export.interrupt import TrainingInterrupted
-from wasi_export.runtimes import Adapter
 from wasi_export.runtimes.adapt import AdaptImages, AdaptOptions, adapt, adapt_images
+from wasi_export.runtimes.adapter import Adapter
 from wasi_export.runtimes.budget import Budget
 from wasi_export.runtimes.state_folder import locked_folder, read_state
 

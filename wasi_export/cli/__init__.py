@@ -5,7 +5,19 @@ from typing import Annotated
 import typer
 
 from wasi_export import __version__
-from wasi_export.cli import adapt, bench, export, inspect, merge, plan, run, train, train_graph, validate
+from wasi_export.cli import (
+    adapt,
+    bench,
+    doctor,
+    export,
+    inspect,
+    merge,
+    plan,
+    run,
+    train,
+    train_graph,
+    validate,
+)
 
 # \b keeps the lines apart.
 EXIT_CODES = """\b
@@ -57,6 +69,7 @@ for _command in (
     adapt.adapt,
     merge.merge,
     inspect.inspect,
+    doctor.doctor,
 ):
     app.command()(_command)
 

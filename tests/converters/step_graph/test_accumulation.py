@@ -16,8 +16,8 @@ from wasi_export.converters.step_graph.optimizers import Rates
 from wasi_export.converters.training_step import export_training_step
 from wasi_export.datasets import ImageSet
 from wasi_export.errors import ModelFailedError, UsageError
-from wasi_export.runtimes import Adapter
 from wasi_export.runtimes.adapt import AdaptImages, AdaptOptions, adapt
+from wasi_export.runtimes.adapter import Adapter
 from wasi_export.runtimes.training_session import TrainingSession
 
 KINDS = {
