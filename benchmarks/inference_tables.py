@@ -35,7 +35,8 @@ def to_markdown(result: dict[str, Any]) -> str:
             for peer in peers
         ]
         blocks.append(markdown_table(("runtime", "p50 ms", "time over onnxruntime"), "lrr", lines))
-        blocks.append(operators_table(measured["operators"]))
+        if "operators" in measured:
+            blocks.append(operators_table(measured["operators"]))
     return "\n\n".join(blocks)
 
 
