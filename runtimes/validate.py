@@ -60,10 +60,17 @@ def validate(
     parity = _parity(bundle, thresholds.max_parity_error, threads)
     accuracy = _accuracy(bundle, images, threads, track)
     baseline_accuracy = _accuracy(baseline, images, threads, track)
-    others = (*_quantized(baseline, "baseline"), *_quantized(bundle, "bundle"), *beside)
-    accuracies = {name: _accuracy_of(path, bundle, images, threads, track) for name, path in others}
+    accuracies = {
+        name: _accuracy(owner, images, threads, track, path)
+        for owner, graphs in (
+            (baseline, _quantized(baseline, "baseline")),
+            (bundle, (*_quantized(bundle, "bundle"), *beside)),
+        )
+        for name, path in graphs
+    }
     latency: tuple[Latency, ...] = ()
     if baseline:
+        others = (*_quantized(baseline, "baseline"), *_quantized(bundle, "bundle"), *beside)
         models = [("baseline", baseline.model_path), ("bundle", bundle.model_path), *others]
         latency = measure_latency(models, threads=threads, rounds=rounds, track=track)
     checks = (
@@ -120,18 +127,12 @@ def _parity(bundle: Bundle, threshold: float | None, threads: int) -> Check:
 
 
 def _accuracy(
-    bundle: Bundle | None, images: ImageSet | None, threads: int, track: Track
+    bundle: Bundle | None, images: ImageSet | None, threads: int, track: Track, path: Path | None = None
 ) -> AccuracyResult | None:
-    return None if bundle is None else _accuracy_of(bundle.model_path, bundle, images, threads, track)
-
-
-def _accuracy_of(
-    path: Path, bundle: Bundle, images: ImageSet | None, threads: int, track: Track
-) -> AccuracyResult | None:
-    """Returns the accuracy of a graph that takes the images of a bundle."""
-    if images is None:
+    """Returns the accuracy of a bundle's model, or of another graph that takes the same input."""
+    if bundle is None or images is None:
         return None
-    session = Session.open(path, threads=threads)
+    session = Session.open(path or bundle.model_path, threads=threads)
     return measure_accuracy(session, images, Preprocess(bundle.manifest.input), track=track)
 
 
