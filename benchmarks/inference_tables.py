@@ -35,8 +35,7 @@ def to_markdown(result: dict[str, Any]) -> str:
             for peer in peers
         ]
         blocks.append(markdown_table(("runtime", "p50 ms", "time over onnxruntime"), "lrr", lines))
-        if "operators" in measured:
-            blocks.append(operators_table(measured["operators"]))
+        blocks.append(operators_table(measured["operators"]))
     return "\n\n".join(blocks)
 
 
