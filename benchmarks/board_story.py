@@ -23,6 +23,7 @@ from typing import Any
 from backbone import MODEL, write_checkpoint
 from board_story_plot import plot
 from board_story_worker import NEW_CLASS
+from pages import fill
 from training_rows import METHODS, config_of
 
 from wasi_export.artifact import write_bytes
@@ -65,9 +66,7 @@ def main() -> None:
     if not (options.docs or options.json):
         measure(result, options.work)
     if options.docs:
-        page = PAGE.read_text(encoding="utf-8")
-        start, end = page.index(MARK) + len(MARK), page.index(END)
-        write_bytes(PAGE, f"{page[:start]}{to_markdown(result)}\n{page[end:]}".encode())
+        fill(PAGE, MARK, END, to_markdown(result))
         plot(result, PLOT)
     if options.json:
         print(json.dumps(result, indent=1))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from backbone import MODEL, SOURCE, write_checkpoint
+from pages import fill
 from real_inference_plot import plot
 from training_rows import METHODS, Row, config_of
 
@@ -60,9 +61,7 @@ def main() -> None:
         write_bytes(RESULT, json.dumps(result, indent=1).encode() + b"\n")
     result = json.loads(RESULT.read_text(encoding="utf-8"))
     if options.docs:
-        page = PAGE.read_text(encoding="utf-8")
-        start, end = page.index(MARK) + len(MARK), page.index(END)
-        write_bytes(PAGE, f"{page[:start]}{to_markdown(result)}\n{page[end:]}".encode())
+        fill(PAGE, MARK, END, to_markdown(result))
         plot(result, PLOT)
     if options.json:
         print(json.dumps(result, indent=1))

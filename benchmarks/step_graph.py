@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pages import fill
 from step_graph_models import CASES, write_case
 from step_graph_ort_forward import ORT_CASES, ORT_TRAINING, write_ort_training
 
@@ -67,9 +68,7 @@ def main() -> None:
     if not (options.docs or options.json):
         measure(result, options.batches, options.ort_training)
     if options.docs:
-        page = PAGE.read_text(encoding="utf-8")
-        start, end = page.index(MARK) + len(MARK), page.index(END)
-        write_bytes(PAGE, f"{page[:start]}{to_markdown(result)}\n{page[end:]}".encode())
+        fill(PAGE, MARK, END, to_markdown(result))
     if options.json:
         print(json.dumps(result, indent=1))
 

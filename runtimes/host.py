@@ -1,7 +1,6 @@
 """What machine this is: the facts without which a latency says nothing."""
 
 import platform
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -10,14 +9,14 @@ import psutil
 
 import wasi_export
 from wasi_export.report import Host
-from wasi_export.runtimes.processor import processor_name
+from wasi_export.runtimes.processor import CPUINFO, board_name, processor_name, told
 
 
 def describe_host() -> Host:
     """Returns the board or machine, its processor, cores, memory, system and the versions that matter."""
     return Host(
         machine=_machine(),
-        processor=processor_name(_read(Path("/proc/cpuinfo"))),
+        processor=processor_name(told(CPUINFO)),
         cores=psutil.cpu_count() or 1,
         memory_mb=psutil.virtual_memory().total // 10**6,
         system=platform.platform(),
@@ -33,12 +32,5 @@ def describe_host() -> Host:
 
 def _machine() -> str:
     """Returns the architecture, after the name of the board where the device tree has one."""
-    board = _read(Path("/proc/device-tree/model")).strip("\0\n ")
+    board = board_name()
     return f"{board}, {platform.machine()}" if board else platform.machine()
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

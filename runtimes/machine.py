@@ -19,10 +19,8 @@ import psutil
 from pydantic import Field
 
 from wasi_export.config import Frozen
-from wasi_export.runtimes.processor import processor_features, processor_name
+from wasi_export.runtimes.processor import CPUINFO, board_name, processor_features, processor_name, told
 
-CPUINFO = Path("/proc/cpuinfo")
-BOARD = Path("/proc/device-tree/model")
 POLICIES = Path("/sys/devices/system/cpu/cpufreq")
 PACKAGES = ("wasi-export", "onnxruntime", "numpy", "pillow", "safetensors", "psutil")
 CHILD_SECONDS = 120
@@ -65,12 +63,12 @@ def gather(folder: Path, *, python: str = sys.executable) -> MachineFacts:
         folder: whose file system the free space is of.
         python: that imports the runtime, in a process of its own.
     """
-    cpuinfo = _read(CPUINFO)
+    cpuinfo = told(CPUINFO)
     memory = psutil.virtual_memory()
     return MachineFacts(
         machine=platform.machine(),
         pointer_bits=8 * struct.calcsize("P"),
-        board=_read(BOARD).strip("\0\n "),
+        board=board_name(),
         processor=processor_name(cpuinfo),
         features=processor_features(cpuinfo),
         cores=_usable_cores(),
@@ -79,7 +77,7 @@ def gather(folder: Path, *, python: str = sys.executable) -> MachineFacts:
         folder=folder,
         disk_mb=_free_mb(folder),
         page_bytes=os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None,
-        governors=tuple(sorted({_read(path).strip() for path in POLICIES.glob("*/scaling_governor")})),
+        governors=tuple(sorted({told(path).strip() for path in POLICIES.glob("*/scaling_governor")})),
         throttled=_throttled(),
         libc=" ".join(platform.libc_ver()).strip(),
         python=platform.python_version(),
@@ -124,17 +122,10 @@ def _import_runtime(python: str) -> ChildRun:
 
 def _throttled() -> int | None:
     try:
-        told = subprocess.run(
+        answer = subprocess.run(
             ["vcgencmd", "get_throttled"], capture_output=True, text=True, check=False, timeout=5
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = re.fullmatch(r"throttled=0x([0-9a-fA-F]+)", told.stdout.strip())
+    found = re.fullmatch(r"throttled=0x([0-9a-fA-F]+)", answer.stdout.strip())
     return int(found[1], 16) if found else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

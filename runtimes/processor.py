@@ -1,7 +1,11 @@
-"""What Linux tells of a processor in /proc/cpuinfo."""
+"""What Linux tells of a processor and its board. Nothing here imports onnxruntime."""
 
 import platform
 import re
+from pathlib import Path
+
+CPUINFO = Path("/proc/cpuinfo")
+BOARD = Path("/proc/device-tree/model")
 
 # "CPU part" of /proc/cpuinfo for implementer 0x41; Linux arch/arm64/include/asm/cputype.h.
 ARM_PARTS = {
@@ -17,6 +21,19 @@ ARM_PARTS = {
     0xD49: "Neoverse-N2",
     0xD4F: "Neoverse-V2",
 }
+
+
+def told(path: Path) -> str:
+    """Returns what a file of the system says; empty where there is none, or it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def board_name() -> str:
+    """Returns the name in the device tree; empty where there is none."""
+    return told(BOARD).strip("\0\n ")
 
 
 def processor_name(cpuinfo: str) -> str:
