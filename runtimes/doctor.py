@@ -12,6 +12,7 @@ from typing import Literal
 from wasi_export.artifact import Bundle
 from wasi_export.config import Frozen
 from wasi_export.errors import ExitCode, HostError, ModelFailedError
+from wasi_export.report import THROTTLING
 from wasi_export.runtimes.machine import MachineFacts
 
 Status = Literal["good", "warning", "bad"]
@@ -20,8 +21,6 @@ MIN_ONNXRUNTIME = (1, 23)
 WHEELS = {"x86_64": "x86-64", "amd64": "x86-64", "aarch64": "64-bit ARM", "arm64": "64-bit ARM"}
 FREE_MEMORY_MB, FREE_DISK_MB = 300, 500
 """A ViT-S and the runtime take 120 to 220 MB (docs/inference.md); a bundle and its states some 100 MB."""
-THROTTLING = ("under-voltage", "a capped frequency", "throttling", "the soft temperature limit")
-"""Bits 0 to 3 of `get_throttled`, now; bits 16 to 19 are the same since the board was started."""
 
 
 class Finding(Frozen):

@@ -6,7 +6,6 @@ which may be what kills a process.
 
 import os
 import platform
-import re
 import shutil
 import struct
 import subprocess
@@ -18,11 +17,13 @@ from pathlib import Path
 import psutil
 from pydantic import Field
 
+import wasi_export
 from wasi_export.config import Frozen
 from wasi_export.runtimes.processor import CPUINFO, board_name, processor_features, processor_name, told
+from wasi_export.runtimes.vcgencmd import throttled_bits
 
 POLICIES = Path("/sys/devices/system/cpu/cpufreq")
-PACKAGES = ("wasi-export", "onnxruntime", "numpy", "pillow", "safetensors", "psutil")
+REQUIRED = ("onnxruntime", "numpy", "pillow", "safetensors", "psutil")
 CHILD_SECONDS = 120
 _IMPORT = "import onnxruntime; print(onnxruntime.__version__)"
 
@@ -78,10 +79,10 @@ def gather(folder: Path, *, python: str = sys.executable) -> MachineFacts:
         disk_mb=_free_mb(folder),
         page_bytes=os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None,
         governors=tuple(sorted({told(path).strip() for path in POLICIES.glob("*/scaling_governor")})),
-        throttled=_throttled(),
+        throttled=throttled_bits(),
         libc=" ".join(platform.libc_ver()).strip(),
         python=platform.python_version(),
-        versions={name: _version(name) for name in PACKAGES},
+        versions={"wasi-export": wasi_export.__version__} | {name: _version(name) for name in REQUIRED},
         runtime=_import_runtime(python),
     )
 
@@ -118,14 +119,3 @@ def _import_runtime(python: str) -> ChildRun:
         return ChildRun(exit_code=None)
     lines = child.stderr.strip().splitlines()
     return ChildRun(exit_code=child.returncode, message=lines[-1] if lines else "")
-
-
-def _throttled() -> int | None:
-    try:
-        answer = subprocess.run(
-            ["vcgencmd", "get_throttled"], capture_output=True, text=True, check=False, timeout=5
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    found = re.fullmatch(r"throttled=0x([0-9a-fA-F]+)", answer.stdout.strip())
-    return int(found[1], 16) if found else None

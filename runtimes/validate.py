@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from wasi_export.artifact import MODEL, Bundle, write_bytes
 from wasi_export.config import Thresholds
 from wasi_export.datasets import ImageSet
@@ -80,7 +82,7 @@ def validate(
         _accuracy_check(accuracy, thresholds.min_accuracy),
         _drop_check(accuracy, baseline_accuracy, thresholds.max_accuracy_drop),
         _latency_check(latency, thresholds.max_latency_ratio),
-        _size_check(bundle, thresholds.max_size_mb),
+        size_check(bundle, thresholds.max_size_mb),
         *_quantized_checks(bundle, accuracy, accuracies),
         *(_accuracy_check(found, None, name) for name, found in accuracies.items()),
     )
@@ -112,6 +114,19 @@ def write_report(report: Report, folder: Path) -> None:
         raise UsageError(f"cannot write the report to {folder}: {error}: choose another folder") from error
 
 
+def read_report(path: Path) -> Report:
+    """Returns the report in a report.json.
+
+    Raises:
+        UsageError: it cannot be read, or is none.
+    """
+    try:
+        return Report.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        first = " ".join(str(error).splitlines()[:3])
+        raise UsageError(f"{path} is no report.json of `wasi-export validate`: {first}") from error
+
+
 def _load(bundle: Bundle, threads: int) -> Check:
     Session.open(bundle.model_path, threads=threads)
     manifest = bundle.manifest
@@ -123,7 +138,7 @@ def _parity(bundle: Bundle, threshold: float | None, threads: int) -> Check:
     golden = bundle.golden()
     largest = worst(measure_parity(bundle.model_path, golden, threads=threads))
     detail = f"{len(golden.images)} golden images; largest {largest}"
-    return _at_most("parity error", largest.max_error, threshold, detail)
+    return at_most("parity error", largest.max_error, threshold, detail)
 
 
 def _accuracy(
@@ -140,7 +155,7 @@ def _accuracy_check(
     accuracy: AccuracyResult | None, threshold: float | None, graph: str = ""
 ) -> Check | None:
     if accuracy is None:
-        return _without_data("accuracy", threshold, "give --data")
+        return without_data("accuracy", threshold, "give --data")
     return Check(
         name=accuracy_name(graph),
         status="info" if threshold is None else "passed" if accuracy.top1 >= threshold else "failed",
@@ -154,26 +169,26 @@ def _drop_check(
     accuracy: AccuracyResult | None, baseline: AccuracyResult | None, threshold: float | None
 ) -> Check | None:
     if accuracy is None or baseline is None:
-        return _without_data("accuracy drop", threshold, "give --data and --baseline")
+        return without_data("accuracy drop", threshold, "give --data and --baseline")
     detail = f"baseline {baseline.top1:.4f}, bundle {accuracy.top1:.4f}"
     # Of the counts: 0.90 - 0.89 in floats is above 0.01.
     drop = (baseline.correct - accuracy.correct) / accuracy.total
-    return _at_most("accuracy drop", drop, threshold, detail)
+    return at_most("accuracy drop", drop, threshold, detail)
 
 
 def _latency_check(latency: Sequence[Latency], threshold: float | None) -> Check | None:
     if not latency:
-        return _without_data("latency ratio", threshold, "give --baseline")
+        return without_data("latency ratio", threshold, "give --baseline")
     baseline, own = latency[:2]
     detail = (
         f"p50 {own.p50_ms:.2f} ms, baseline {baseline.p50_ms:.2f} ms; "
         f"quartiles of the ratio {own.ratio_low:.3f}–{own.ratio_high:.3f}"
     )
-    return _at_most("latency ratio", own.ratio_to_first, threshold, detail)
+    return at_most("latency ratio", own.ratio_to_first, threshold, detail)
 
 
-def _size_check(bundle: Bundle, threshold: float | None) -> Check:
-    return _at_most("size", bundle.manifest.files[MODEL].size_bytes / 1e6, threshold, MODEL, unit="MB")
+def size_check(bundle: Bundle, threshold: float | None) -> Check:
+    return at_most("size", bundle.manifest.files[MODEL].size_bytes / 1e6, threshold, MODEL, unit="MB")
 
 
 def _quantized(bundle: Bundle | None, name: str) -> tuple[tuple[str, Path], ...]:
@@ -192,15 +207,15 @@ def _quantized_checks(
         assert facts is not None
         error = relative_error(path, bundle.golden())
         detail = f"{path.name}; {facts.error:.2g} at export, {QUANTIZED_MARGIN:g} times that is allowed"
-        yield _at_most(f"{facts.form} error", error, QUANTIZED_MARGIN * facts.error, detail)
+        yield at_most(f"{facts.form} error", error, QUANTIZED_MARGIN * facts.error, detail)
         own = accuracies[name]
         if accuracy is not None and own is not None:
             detail = f"fp32 {accuracy.top1:.4f}, {facts.form} {own.top1:.4f}"
             drop = (accuracy.correct - own.correct) / own.total
-            yield _at_most(f"{facts.form} accuracy drop", drop, None, detail)
+            yield at_most(f"{facts.form} accuracy drop", drop, None, detail)
 
 
-def _at_most(name: str, value: float, threshold: float | None, detail: str, unit: str = "") -> Check:
+def at_most(name: str, value: float, threshold: float | None, detail: str, unit: str = "") -> Check:
     """Returns the check of a value that should not be above its threshold."""
     return Check(
         name=name,
@@ -212,7 +227,7 @@ def _at_most(name: str, value: float, threshold: float | None, detail: str, unit
     )
 
 
-def _without_data(name: str, threshold: float | None, remedy: str) -> Check | None:
+def without_data(name: str, threshold: float | None, remedy: str) -> Check | None:
     """Returns what becomes of a check for which nothing was measured: none where nothing was asked."""
     if threshold is None:
         return None

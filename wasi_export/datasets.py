@@ -270,6 +270,12 @@ def npz_images(path: Path, classes: tuple[str, ...]) -> ImageSet:
     return _from_arrays(classes, pixels, labels.astype(np.int64))
 
 
+def write_npz(images: ImageSet, path: Path) -> None:
+    """Writes images of one size as the numpy archive that `npz_images` reads."""
+    pixels = np.stack([np.asarray(images.read(index)) for index in range(len(images))])
+    np.savez(path, images=pixels, labels=images.labels)
+
+
 def _validation_folder(folder: Path) -> Path | None:
     return next((folder / name for name in VALIDATION_FOLDERS if (folder / name).is_dir()), None)
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from wasi_export.cli import app
 from wasi_export.errors import ExitCode
 from wasi_export.runtimes.doctor import Examination, examine, try_bundle
-from wasi_export.runtimes.machine import PACKAGES, ChildRun, MachineFacts, gather
+from wasi_export.runtimes.machine import REQUIRED, ChildRun, MachineFacts, gather
 from wasi_export.runtimes.processor import processor_features
 
 PI_5 = MachineFacts(
@@ -31,7 +31,7 @@ PI_5 = MachineFacts(
     throttled=0,
     libc="glibc 2.36",
     python="3.11.2",
-    versions=dict.fromkeys(PACKAGES, "1.0") | {"onnxruntime": "1.32.0"},
+    versions=dict.fromkeys(REQUIRED, "1.0") | {"onnxruntime": "1.32.0"},
     runtime=ChildRun(exit_code=0),
 )
 
@@ -121,7 +121,7 @@ def test_this_machine_is_described(tmp_path):
     assert facts.runtime.exit_code == 0
     assert facts.disk_mb is not None
     assert facts.memory_mb >= facts.available_mb > 0
-    assert all(facts.versions[name] for name in PACKAGES)
+    assert all(facts.versions[name] for name in REQUIRED)
     assert MachineFacts.model_validate_json(facts.model_dump_json()) == facts
 
 

@@ -1,11 +1,15 @@
 """`wasi-export doctor`: is this machine fit, and if not, why not?"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wasi_export.cli._console import JsonFlag, exit_codes, print_json, print_table
+from wasi_export.cli._target import TargetsOption, end, on_targets
+
+if TYPE_CHECKING:
+    from wasi_export.runtimes.doctor import Examination
 
 
 @exit_codes
@@ -14,15 +18,24 @@ def doctor(
         Path | None, typer.Argument(help="A bundle to load and run here as well, in a fresh process.")
     ] = None,
     folder: Annotated[Path, typer.Option(help="Where results will be written, for its free space.")] = Path(),
+    target: TargetsOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Look whether this machine can run models, and say what is wrong and what helps.
+    """Look whether a machine can run models, and say what is wrong and what helps.
 
     Exit code 3 where something keeps models from running; what makes them slow is a warning.
     """
     from wasi_export.runtimes.doctor import Examination, examine, try_bundle
     from wasi_export.runtimes.machine import gather
+    from wasi_export.runtimes.targets.examine import examine_elsewhere
 
+    if target:
+        outcomes = on_targets(target, lambda there: examine_elsewhere(there, bundle))
+        examined = [(outcome.name, outcome.result) for outcome in outcomes if outcome.error is None]
+        if not as_json:
+            for name, result in examined:
+                _show(name, result)
+        end(outcomes, [int(result.exit_code) for _, result in examined], as_json=as_json)
     facts = gather(folder)
     findings = examine(facts)
     if bundle is not None and facts.runtime.exit_code == 0:
@@ -31,6 +44,10 @@ def doctor(
     if as_json:
         print_json(result)
     else:
-        rows = [(f.name, f.status, f.found, f.remedy) for f in result.findings]
-        print_table("", ("", "", "found", "what helps"), rows, align="llll")
+        _show("", result)
     raise typer.Exit(int(result.exit_code))
+
+
+def _show(title: str, examination: "Examination") -> None:
+    rows = [(f.name, f.status, f.found, f.remedy) for f in examination.findings]
+    print_table(title, ("", "", "found", "what helps"), rows, align="llll")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from wasi_export.cli._console import JsonFlag, exit_codes, print_json, print_table, track
+from wasi_export.cli._target import Outcome, TargetsOption, end, on_targets, report_folder
 
 
 @exit_codes
@@ -36,19 +37,35 @@ def validate(
     report: Annotated[
         Path | None, typer.Option(help="Write report.json and report.md into this folder.")
     ] = None,
+    target: TargetsOption = None,
+    steps: Annotated[
+        int, typer.Option(min=0, help="Steps of training that --target repeats, at most.")
+    ] = 200,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="After which --target begins no image or step, for each graph.")
+    ] = 30.0,
+    before: Annotated[
+        Path | None,
+        typer.Option(help="report.json of before: instructions on --target arm64 may grow by 2 %."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check a bundle against thresholds, on this machine.
+    """Check a bundle against thresholds, on this machine or on others.
 
     Checks integrity, load, parity with the golden data, accuracy, latency ratio and size, in this order.
     A threshold for which there is nothing to measure ends with exit code 5, never with a pass.
+
+    With --target all of it is done there, and outputs and training are compared with those of this machine.
+    An emulated board has no latency: its instructions are counted.
     """
     from wasi_export.artifact import Bundle
     from wasi_export.config import Thresholds
     from wasi_export.datasets import load_labelled
+    from wasi_export.errors import UsageError
     from wasi_export.report import check_values
+    from wasi_export.runtimes.elsewhere import Elsewhere, validate_elsewhere
+    from wasi_export.runtimes.validate import read_report, write_report
     from wasi_export.runtimes.validate import validate as validate_bundle
-    from wasi_export.runtimes.validate import write_report
 
     flags = {
         "max_parity_error": max_parity_error,
@@ -62,6 +79,21 @@ def validate(
     )
     opened = Bundle.open(bundle)
     twin = Bundle.open(baseline) if baseline else None
+    if target:
+        asked = Elsewhere(
+            baseline=twin,
+            data=data,
+            limit=limit,
+            threads=threads,
+            rounds=rounds,
+            steps=steps,
+            seconds=seconds,
+            before=read_report(before) if before else None,
+        )
+        outcomes = on_targets(target, lambda there: validate_elsewhere(there, opened, limits, asked))
+        _show(outcomes, report, as_json=as_json)
+    if before:
+        raise UsageError("--before is of counted instructions, which need --target arm64: give it too")
     images = load_labelled(data, opened.manifest.classes).sample(limit, seed=0) if data else None
     result = validate_bundle(
         opened, limits, baseline=twin, images=images, threads=threads, rounds=rounds, track=track
@@ -77,3 +109,40 @@ def validate(
         if report:
             typer.echo(f"report: {report / 'report.md'}")
     raise typer.Exit(int(result.exit_code))
+
+
+def _show(outcomes: list[Outcome], folder: Path | None, *, as_json: bool) -> None:
+    """Prints one table of all targets, writes their reports, and ends the command."""
+    from wasi_export.report import (
+        INSTRUCTION_COLUMNS,
+        LATENCY_COLUMNS,
+        check_values,
+        describe_board,
+        instruction_row,
+        latency_row,
+    )
+    from wasi_export.runtimes.validate import write_report
+
+    found = [(outcome.name, outcome.result) for outcome in outcomes if outcome.error is None]
+    if folder:
+        for name, result in found:
+            write_report(result, report_folder(folder, name, len(outcomes)))
+    if not as_json:
+        rows = [
+            (name, c.name, c.status, *check_values(c), c.evidence, c.detail)
+            for name, result in found
+            for c in result.checks
+        ]
+        columns = ("target", "check", "status", "value", "threshold", "evidence", "detail")
+        title = "; ".join(f"{result.model} on {name}: {result.verdict}" for name, result in found)
+        print_table(title, columns, rows, align="lllrrll")
+        for name, result in found:
+            if result.instructions:
+                names, align = INSTRUCTION_COLUMNS
+                print_table(name, names, map(instruction_row, result.instructions), align=align)
+            if result.latency:
+                names, align = LATENCY_COLUMNS
+                print_table(name, names, map(latency_row, result.latency), align=align)
+            if result.board:
+                typer.echo(describe_board(result.board))
+    end(outcomes, [int(result.exit_code) for _, result in found], as_json=as_json)

@@ -1,0 +1,221 @@
+"""Is this bundle good enough on another machine, and does it compute there what it computes here?
+
+On a board everything that `validate` does is done there. On an emulated one no clock is believed: outputs,
+training and integrity are checked, and instructions are counted in place of a latency.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from wasi_export.artifact import MODEL, Bundle
+from wasi_export.config import Thresholds
+from wasi_export.datasets import NAMED_SOURCES, load_labelled, write_npz
+from wasi_export.errors import HostError, UsageError
+from wasi_export.report import Benchmark, BoardRun, Check, Host, Instructions, Latency, Report
+from wasi_export.runtimes import reproduce
+from wasi_export.runtimes.host import describe_host
+from wasi_export.runtimes.instructions import count_instructions
+from wasi_export.runtimes.targets.target import LocalTarget, Target, output_of
+from wasi_export.runtimes.validate import at_most, size_check, without_data
+
+INSTRUCTION_GROWTH = 0.02
+"""By how much the instructions of a model may grow from one report to the next."""
+RUN_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """What is asked of a target, beside the thresholds."""
+
+    baseline: Bundle | None = None
+    data: str | None = None
+    limit: int | None = None
+    threads: int = 1
+    rounds: int = 30
+    steps: int = 200
+    """Of training, at most."""
+    seconds: float = 30.0
+    """After which no image and no step is begun, for each graph."""
+    before: Report | None = None
+    """An earlier report, whose instructions the models may not exceed."""
+
+
+def validate_elsewhere(target: Target, bundle: Bundle, thresholds: Thresholds, asked: Elsewhere) -> Report:
+    """Returns the report of all checks on a target.
+
+    Raises:
+        HostError: the target is lost, or has another version of onnxruntime.
+        WasiExportError: what `validate` raises there.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        there = target.send(bundle.path)
+        results, host = _results(target, there, asked, Path(folder) / "results")
+        checks: list[Check] = []
+        latency: tuple[Latency, ...] = ()
+        board: BoardRun | None = None
+        if target.evidence == "device" or asked.data:
+            report = _validate_there(target, there, bundle, thresholds, asked, Path(folder))
+            checks, latency, board = list(report.checks), report.latency, report.board
+        else:
+            checks = list(_checks(bundle, thresholds, results))
+        checks += reproduce.compare(bundle, results, name=target.name)
+        counts: tuple[Instructions, ...] = ()
+        if isinstance(target, LocalTarget) and target.evidence == "emulated":
+            counts = count_instructions(target, _models(bundle, asked.baseline), seconds=RUN_SECONDS)
+            checks += _count_checks(counts, asked.before)
+    return Report(
+        target=target.name,
+        bundle=str(bundle.path),
+        model=bundle.manifest.name,
+        model_sha256=bundle.manifest.files[MODEL].sha256,
+        checks=tuple(check.model_copy(update={"evidence": target.evidence}) for check in checks),
+        latency=latency,
+        instructions=counts,
+        host=host.model_copy(update={"evidence": target.evidence}),
+        board=board,
+    )
+
+
+def bench_elsewhere(
+    target: Target, models: Sequence[tuple[str, Path]], *, batch: int, threads: int, rounds: int, warmup: int
+) -> Benchmark:
+    """Returns latencies of a board; of an emulated one the instructions, since its clock means nothing.
+
+    Raises:
+        HostError: the target is lost.
+        WasiExportError: what `bench` raises there.
+    """
+    if isinstance(target, LocalTarget) and target.evidence == "emulated":
+        if threads != 1:
+            raise UsageError(f"instructions are counted of one thread, got --threads {threads}: leave it out")
+        counts = count_instructions(target, models, batch=batch, seconds=RUN_SECONDS)
+        return Benchmark(instructions=counts, host=host_of(target))
+    options = (f"--batch={batch}", f"--threads={threads}", f"--rounds={rounds}", f"--warmup={warmup}")
+    paths = [target.send(path) for _, path in models]
+    arguments = ("-m", "wasi_export", "bench", *paths, *options, "--json")
+    ended = output_of(target, arguments, seconds=RUN_SECONDS)
+    found = Benchmark.model_validate_json(ended.stdout)
+    named = tuple(
+        latency.model_copy(update={"model": name})
+        for (name, _), latency in zip(models, found.latency, strict=True)
+    )
+    return found.model_copy(update={"latency": named, "board": ended.board})
+
+
+def host_of(target: Target) -> Host:
+    """Returns what machine a target is."""
+    program = "from wasi_export.runtimes.host import describe_host; print(describe_host().model_dump_json())"
+    ended = output_of(target, ("-c", program), seconds=RUN_SECONDS)
+    return Host.model_validate_json(ended.stdout).model_copy(update={"evidence": target.evidence})
+
+
+def data_on(target: Target, source: str, classes: tuple[str, ...], folder: Path) -> str:
+    """Returns where labelled images are on a target; those of a named source are written into a folder."""
+    if source not in NAMED_SOURCES:
+        return target.send(Path(source))
+    path = folder / f"{source}.npz"
+    write_npz(load_labelled(source, classes), path)
+    return target.send(path)
+
+
+def _results(target: Target, there: str, asked: Elsewhere, folder: Path) -> tuple[reproduce.Tensors, Host]:
+    """Returns what a target computes of a bundle, and what machine it is."""
+    scratch = target.folder("reproduce")
+    module = ("-m", reproduce.__name__, there, f"{scratch}/results.safetensors")
+    try:
+        ended = output_of(target, (*module, f"{asked.seconds:g}", str(asked.steps)), seconds=RUN_SECONDS)
+        target.fetch(scratch, folder)
+    finally:
+        target.remove(scratch)
+    host = _parsed(ended.stdout, target)
+    own, other = (facts["onnxruntime"] for facts in (describe_host().versions, host.versions))
+    if own != other:
+        raise HostError(
+            f"{target.name} has onnxruntime {other}, this machine {own}: compare the same version"
+        )
+    return reproduce.read(folder / "results.safetensors"), host
+
+
+def _parsed(text: str, target: Target) -> Host:
+    try:
+        return Host.model_validate_json(text)
+    except ValidationError as error:
+        raise HostError(f"{target.name} does not tell what it is: {text[:100]!r}") from error
+
+
+def _validate_there(
+    target: Target, there: str, bundle: Bundle, thresholds: Thresholds, asked: Elsewhere, folder: Path
+) -> Report:
+    """Returns the report of `validate` on a target."""
+    arguments = ["-m", "wasi_export", "validate", there, f"--threads={asked.threads}", "--json"]
+    limits = {name: value for name, value in thresholds if value is not None}
+    if target.evidence == "emulated":
+        limits.pop("max_latency_ratio", None)
+    elif asked.baseline:
+        arguments += ["--baseline", target.send(asked.baseline.path), f"--rounds={asked.rounds}"]
+    arguments += [f"--{name.replace('_', '-')}={value}" for name, value in limits.items()]
+    if asked.data:
+        arguments += ["--data", data_on(target, asked.data, bundle.manifest.classes, folder)]
+        arguments += [f"--limit={asked.limit}"] if asked.limit else []
+    ended = output_of(target, arguments, seconds=RUN_SECONDS)
+    report = Report.model_validate_json(ended.stdout)
+    checks = report.checks
+    if ended.board and ended.board.problems:
+        reason = f"not valid: {', '.join(ended.board.problems)}"
+        checks = tuple(_invalid(check, reason) if "latency" in check.name else check for check in checks)
+    return report.model_copy(update={"board": ended.board, "checks": checks})
+
+
+def _invalid(check: Check, reason: str) -> Check:
+    """Returns a check of a latency without its value: it says nothing of the board."""
+    status = "info" if check.threshold is None else "no data"
+    return check.model_copy(update={"status": status, "value": None, "detail": reason})
+
+
+def _checks(bundle: Bundle, thresholds: Thresholds, results: reproduce.Tensors) -> Iterator[Check]:
+    """Yields the checks of an emulated board that need no clock and no images."""
+    files = f"{len(bundle.manifest.files)} files as in the manifest, opened there"
+    yield Check(name="integrity", status="passed", detail=files)
+    outputs, golden = results[MODEL], bundle.golden()
+    error = reproduce.difference(golden.outputs[: len(outputs)], outputs)
+    detail = f"{len(outputs)} of {len(golden.images)} golden images"
+    yield at_most("parity error", error, thresholds.max_parity_error, detail)
+    yield size_check(bundle, thresholds.max_size_mb)
+    no_clock = "of no emulated board: give --target ssh://user@host"
+    for name, threshold, remedy in (
+        ("accuracy", thresholds.min_accuracy, "give --data"),
+        ("accuracy drop", thresholds.max_accuracy_drop, no_clock),
+        ("latency ratio", thresholds.max_latency_ratio, no_clock),
+    ):
+        if missing := without_data(name, threshold, remedy):
+            yield missing
+
+
+def _models(bundle: Bundle, baseline: Bundle | None) -> list[tuple[str, Path]]:
+    """Returns name and file of what is counted, the baseline first."""
+    models = [("baseline", baseline.model_path)] if baseline else []
+    models.append(("bundle", bundle.model_path))
+    if bundle.quantized_path and bundle.manifest.quantized:
+        models.append((f"bundle, {bundle.manifest.quantized.form}", bundle.quantized_path))
+    return models
+
+
+def _count_checks(counts: Sequence[Instructions], before: Report | None) -> Iterator[Check]:
+    """Yields the check of each model's instructions against those of an earlier report."""
+    if before is None:
+        return
+    earlier = {count.model: count for count in before.instructions}
+    for count in counts:
+        name = f"instructions of {count.model}"
+        if count.model not in earlier:
+            yield Check(
+                name=name, status="no data", threshold=INSTRUCTION_GROWTH, detail="not in the earlier report"
+            )
+            continue
+        old = earlier[count.model].total
+        detail = f"{count.total / 1e6:.1f} M, before {old / 1e6:.1f} M: growth"
+        yield at_most(name, count.total / old - 1, INSTRUCTION_GROWTH, detail)

@@ -1,0 +1,98 @@
+"""`--target`: a command on other machines, on several at a time."""
+
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
+
+import typer
+
+from wasi_export.cli._console import print_json
+from wasi_export.errors import ExitCode, WasiExportError
+
+if TYPE_CHECKING:
+    from wasi_export.runtimes.targets.target import Target
+
+R = TypeVar("R")
+
+TARGET_HELP = "Where: arm64 (a Raspberry Pi 5, emulated here; arm64:pi4 is a Pi 4) or ssh://[user@]host[:port][/folder]."
+TargetOption = Annotated[str | None, typer.Option(help=TARGET_HELP)]
+TargetsOption = Annotated[list[str] | None, typer.Option("--target", help=f"{TARGET_HELP} Can be repeated.")]
+
+
+class Outcome(NamedTuple):
+    """What came of a target: a result, or the error that kept it from one."""
+
+    name: str
+    result: Any
+    error: WasiExportError | None
+
+
+def on_targets(names: Sequence[str], work: "Callable[[Target], R]") -> list[Outcome]:
+    """Returns what came of each target, in their order; they work at the same time.
+
+    Raises:
+        WasiExportError: there is one target alone, and it failed.
+    """
+    from wasi_export.runtimes.targets.address import open_target
+
+    def work_on(name: str) -> Outcome:
+        try:
+            with ExitStack() as stack:
+                return Outcome(name, work(stack.enter_context(open_target(name))), None)
+        except WasiExportError as error:
+            if len(names) == 1:
+                raise
+            return Outcome(name, None, error)
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        return list(pool.map(work_on, names))
+
+
+def end(outcomes: Sequence[Outcome], codes: Sequence[int], *, as_json: bool) -> None:
+    """Tells of the targets that failed, prints the JSON where it is asked for, and ends with the worst code.
+
+    One target prints its result alone, several a list of results and errors.
+
+    Raises:
+        Exit: always.
+    """
+    if as_json and len(outcomes) == 1:
+        print_json(outcomes[0].result)
+    elif as_json:
+        print_json({"targets": [_as_json(outcome) for outcome in outcomes]})
+    for outcome in outcomes:
+        if outcome.error is not None:
+            typer.echo(f"error: {outcome.name}: {' '.join(str(outcome.error).split())}", err=True)
+    failures = [int(outcome.error.exit_code) for outcome in outcomes if outcome.error]
+    raise typer.Exit(max([*codes, *failures], default=int(ExitCode.PASSED)))
+
+
+def report_folder(folder: Path, name: str, count: int) -> Path:
+    """Returns where the report of a target goes: a folder of its own where there are several."""
+    return folder if count == 1 else folder / "".join(c if c.isalnum() or c in "-." else "-" for c in name)
+
+
+def given_options(context: typer.Context, without: Collection[str]) -> list[str]:
+    """Returns the options that were given on the command line, as they were, but for some."""
+    words = []
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        source = context.get_parameter_source(name)
+        if name in without or source is None or source.name != "COMMANDLINE":
+            continue
+        value = context.params[name]
+        if isinstance(value, bool):
+            words.append(parameter.opts[0] if value else parameter.secondary_opts[0])
+        else:
+            words.append(f"{parameter.opts[0]}={value}")
+    return words
+
+
+def _as_json(outcome: Outcome) -> dict[str, Any]:
+    if outcome.error is None:
+        return {"target": outcome.name, "result": outcome.result}
+    kind, code = type(outcome.error).__name__, int(outcome.error.exit_code)
+    message = " ".join(str(outcome.error).split())
+    return {"target": outcome.name, "error": {"type": kind, "message": message, "exit_code": code}}
