@@ -7,7 +7,9 @@ and steps there are depends on the time that they may take; two machines are com
     int8       rounding decides which integer an activation becomes, so no two processors agree. The outputs
                of the graph for images that are changed by one part in a million tell how far such a rounding
                goes (its jitter); another machine may be as far again
-    training   parameters after k steps: 1e-5 of the largest value of each tensor
+    training   parameters after k steps: 1e-5 of their norm, or twice what images that are changed by one
+               rounding make of them. A bias of the keys has no effect in a softmax, so its gradient is
+               rounding alone, and AdamW makes steps of the full rate of it
 
     python -m wasi_export.runtimes.reproduce BUNDLE OUT.safetensors SECONDS STEPS
 
@@ -16,7 +18,8 @@ writes what this machine computes, and prints what machine it is.
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +36,7 @@ from wasi_export.runtimes.training_session import TrainingSession
 
 BATCH = 2
 TOLERANCE = 1e-5
-JITTER, JITTER_RUNS, JITTER_FACTOR = 1e-6, 4, 2.0
+JITTER, JITTER_RUNS, JITTER_FACTOR, ROUNDING = 1e-6, 4, 2.0, 1e-7
 LOSSES, PARAMETER = "training/losses", "training/parameters/"
 
 Tensors = Mapping[str, NDArray[np.float32]]
@@ -143,18 +146,39 @@ def compare(bundle: Bundle, theirs: Tensors, *, name: str) -> Iterator[Check]:
             f"{same} of {len(other)} answers the same",
         )
     if LOSSES in theirs:
-        steps = len(theirs[LOSSES])
-        own_run = trained(bundle, golden, seconds=float("inf"), steps=steps)
-        errors = {key: difference(value, theirs[key]) for key, value in own_run.items() if key != LOSSES}
-        worst = max(errors, key=lambda key: errors[key])
-        yield _check(
-            "training as here",
-            errors[worst],
-            TOLERANCE,
-            f"parameters after {steps} steps on {name}, of the scale of each; largest of "
-            f"{worst.removeprefix(PARAMETER)}; losses differ by "
-            f"{difference(own_run[LOSSES], theirs[LOSSES]):.1e}",
-        )
+        yield _compare_training(bundle, golden, theirs, name)
+
+
+def _compare_training(bundle: Bundle, golden: Golden, theirs: Tensors, name: str) -> Check:
+    """Returns the check of the parameters that another machine ended with."""
+    steps = len(theirs[LOSSES])
+    own = trained(bundle, golden, seconds=float("inf"), steps=steps)
+    moved = replace(golden, images=_jittered(golden.images, ROUNDING, np.random.default_rng(0)))
+    jittered = trained(bundle, moved, seconds=float("inf"), steps=steps)
+    names = [key for key in own if key != LOSSES]
+    limit = max(TOLERANCE, JITTER_FACTOR * _distance(own, jittered, names))
+    worst = max(names, key=lambda key: difference(own[key], theirs[key]))
+    return _check(
+        "training as here",
+        _distance(own, theirs, names),
+        limit,
+        f"all parameters after {steps} steps on {name}, norm of the difference over theirs; largest "
+        f"difference {difference(own[worst], theirs[worst]):.1e} of {worst.removeprefix(PARAMETER)}; losses "
+        f"differ by {difference(own[LOSSES], theirs[LOSSES]):.1e}",
+    )
+
+
+def _distance(own: Tensors, other: Tensors, names: Sequence[str]) -> float:
+    """Returns ‖own - other‖ / ‖own‖ over all of the names; infinite where they cannot be compared."""
+    if not all(np.isfinite(difference(own[key], other[key])) for key in names):
+        return float("inf")
+    a, b = (np.concatenate([of[key].ravel().astype(np.float64) for key in names]) for of in (own, other))
+    return float(np.linalg.norm(a - b) / (np.linalg.norm(a) or 1.0))
+
+
+def _jittered(images: NDArray[np.float32], size: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Returns images of which each value is changed by about this share of it."""
+    return images * (1 + np.float32(size) * rng.standard_normal(images.shape, np.float32))
 
 
 def jitter(path: Path, images: NDArray[np.float32], outputs: NDArray[np.float32]) -> float:
@@ -162,8 +186,7 @@ def jitter(path: Path, images: NDArray[np.float32], outputs: NDArray[np.float32]
     session, rng = Session.open(path), np.random.default_rng(0)
     moved = []
     for _ in range(JITTER_RUNS):
-        noise = 1 + JITTER * rng.standard_normal(images.shape, np.float32)
-        moved.append(difference(outputs, session.run(images * noise)))
+        moved.append(difference(outputs, session.run(_jittered(images, JITTER, rng))))
     return max(moved)
 
 

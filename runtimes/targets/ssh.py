@@ -62,6 +62,7 @@ mv "$part" "$1"
 class Address:
     """Where a board is: ssh://[user@]host[:port][/folder]."""
 
+    text: str
     host: str
     user: str | None
     port: int | None
@@ -86,12 +87,12 @@ class Address:
             raise wrong
         if user is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", user):
             raise wrong
-        if re.search(r"[\x00-\x1f]", parts.path):
+        if re.search(r"[\x00-\x1f]", text):
             raise wrong
-        return cls(host, user, port, parts.path if len(parts.path) > 1 else FOLDER)
+        return cls(text, host, user, port, parts.path if len(parts.path) > 1 else FOLDER)
 
     def __str__(self) -> str:
-        """Returns it as ssh takes it, and as it is told."""
+        """Returns it as ssh takes it."""
         return f"{self.user}@{self.host}" if self.user else self.host
 
 
@@ -104,12 +105,11 @@ class SshTarget(Target):
         Raises:
             HostError: the board cannot be reached, or cannot run our programs.
         """
-        self.name, self._address = str(address), address
+        self.name, self._address = address.text, address
         self.evidence: Evidence = "device"
+        client, port = _client(), ("-p", str(address.port)) if address.port else ()
         # /tmp: the path of a socket has 108 characters, and TMPDIR may be long.
         self._sockets = tempfile.TemporaryDirectory(prefix="wx-", dir="/tmp")
-        client = shlex.split(os.environ.get(CLIENT, "ssh"))
-        port = ("-p", str(address.port)) if address.port else ()
         self._ssh = (*client, *OPTIONS, "-o", f"ControlPath={self._sockets.name}/%C", *port)
         try:
             self._folder = self._ask('mkdir -p -- "$1" && cd -- "$1" && pwd', address.folder).strip()
@@ -236,8 +236,11 @@ class SshTarget(Target):
         command = shlex.join(["sh", "-c", script, "sh", *arguments])
         ended = self._call(command, seconds=seconds, write=write)
         if ended.returncode != 0:
-            lines = ended.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-            raise HostError(f"{self.name}: {lines[-1]}: {_remedy(ended.returncode, lines[-1])}")
+            lines = ended.stderr.decode(errors="replace").strip().splitlines()
+            line = next(
+                (line for line in reversed(lines) if "Exiting with failure" not in line), "no message"
+            )
+            raise HostError(f"{self.name}: {line}: {_remedy(ended.returncode, line)}")
         return ended.stdout
 
     def _call(
@@ -271,6 +274,15 @@ class SshTarget(Target):
                 f"no connection to {self.name}: {last}: does `{shlex.join(words[:-1])}` work by itself?"
             )
         return subprocess.CompletedProcess(words, child.returncode, stdout, stderr)
+
+
+def _client() -> list[str]:
+    """Returns the words that call ssh."""
+    given = os.environ.get(CLIENT, "ssh")
+    try:
+        return shlex.split(given)
+    except ValueError as error:
+        raise UsageError(f"{CLIENT} is no command: {given!r}: {error}") from error
 
 
 def _write(write: Callable[[IO[bytes]], None] | None, stdin: IO[bytes]) -> None:

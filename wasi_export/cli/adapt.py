@@ -1,15 +1,24 @@
 """`wasi-export adapt`: the board goes on learning, with onnxruntime and numpy alone."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from wasi_export.cli._console import JsonFlag, exit_codes, print_json, print_table, track
+from wasi_export.cli._target import TargetOption, given_options
+
+if TYPE_CHECKING:
+    from wasi_export.runtimes.adapt import AdaptProgress
+
+SOURCES = ("data", "replay", "val")
+"""The options that name images."""
 
 
 @exit_codes
 def adapt(
+    context: typer.Context,
     bundle: Annotated[Path, typer.Argument(help="Folder that `export --train-graph` wrote.")],
     data: Annotated[
         str,
@@ -48,9 +57,10 @@ def adapt(
     max_joules: Annotated[
         float | None, typer.Option(help="Stop, saved, after so much energy, where there is a meter (RAPL).")
     ] = None,
+    target: TargetOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train on this machine, from the state that is there to the best one on held-out images.
+    """Train on this machine, or on another, from the state that is there to the best one on held-out images.
 
     The state is saved every few steps. Ctrl-C, SIGTERM, kill -9 and a power cut lose no saved step: the same
     command goes on from there, to the bit.
@@ -67,6 +77,12 @@ def adapt(
 
     if lr is not None and not 0 < lr < float("inf"):
         raise ConfigError(f"--lr must be above 0, got {lr:g}: leave it out for that of the export")
+    if target:
+        here = ("context", "bundle", "target", "state", "as_json", *SOURCES)
+        sources = {name: source for name, source in zip(SOURCES, (data, replay, val), strict=True) if source}
+        progress = _learn_on(target, bundle, sources, given_options(context, here), state)
+        _show(f"on {target}", progress, state, as_json=as_json)
+        return
     os.nice(nice)
     adapter = Adapter.open(bundle, threads=threads)
     classes, known = adapter.bundle.manifest.classes, adapter.settings
@@ -97,12 +113,39 @@ def adapt(
         max_seconds=max_seconds, max_rss_mb=max_rss, max_celsius=max_celsius, max_joules=max_joules
     )
     progress = train(adapter, images, options, state, budget=budget, track=track)
+    title = f"{adapter.bundle.manifest.name}: {len(images.new)} new images"
+    title += f", {len(images.replay)} to replay" if images.replay else ""
+    _show(title, progress, state, as_json=as_json)
+
+
+def _learn_on(
+    name: str, bundle: Path, sources: Mapping[str, str], options: Sequence[str], state: Path
+) -> "AdaptProgress":
+    """Returns what was learnt on a target from sources of images by their options."""
+    import tempfile
+
+    from wasi_export.artifact import Bundle
+    from wasi_export.datasets import load_labelled, load_new_images
+    from wasi_export.runtimes.elsewhere import data_on
+    from wasi_export.runtimes.targets.address import open_target
+    from wasi_export.runtimes.targets.learn import adapt_elsewhere
+
+    opened = Bundle.open(bundle)
+    classes = opened.manifest.classes
+    with tempfile.TemporaryDirectory() as folder, open_target(name) as target:
+        sent = {}
+        for option, source in sources.items():
+            load = load_labelled if option == "val" else load_new_images
+            sent[f"--{option}"] = data_on(target, source, classes, Path(folder), load=load)
+        return adapt_elsewhere(target, opened, sent, options, state)
+
+
+def _show(title: str, progress: "AdaptProgress", state: Path, *, as_json: bool) -> None:
     if as_json:
         print_json(progress)
         return
     print_table(
-        f"{adapter.bundle.manifest.name}: {len(images.new)} new images"
-        + (f", {len(images.replay)} to replay" if images.replay else ""),
+        title,
         ("epoch", "steps", "train loss", "accuracy", "learning rate", "seconds"),
         [
             (

@@ -1,0 +1,65 @@
+import subprocess
+import sys
+
+import pytest
+
+from wasi_export.errors import HostError
+from wasi_export.runtimes.targets.packages import content_key, made_once, own_code
+
+
+def test_a_folder_is_made_once_and_whole(tmp_path):
+    made = []
+
+    def make(folder):
+        made.append(folder)
+        (folder / "file").write_text("whole")
+
+    for _ in range(2):
+        assert (made_once(tmp_path / "cache" / "name", make) / "file").read_text() == "whole"
+    assert len(made) == 1
+
+
+def test_a_folder_that_fails_is_not_there(tmp_path):
+    def make(folder):
+        (folder / "half").write_text("")
+        raise HostError("no network")
+
+    with pytest.raises(HostError, match="no network"):
+        made_once(tmp_path / "name", make)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_says_what_helps(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HostError, match="XDG_CACHE_HOME"):
+        made_once(tmp_path / "file" / "name", lambda folder: None)
+
+
+def test_our_code_for_a_target_is_what_runs_without_torch(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code = own_code()
+    package = code / "wasi_export"
+    assert (package / "runtimes" / "targets" / "supervise.py").is_file()
+    assert not any((package / name).exists() for name in ("training", "subspace", "converters"))
+    program = "import sys, wasi_export.cli as cli; print(cli.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        env={"PYTHONPATH": str(code)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith(str(code))
+
+
+def test_the_key_of_a_folder_follows_names_and_bytes(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a").write_text("1")
+    keys = [content_key(folder)]
+    (folder / "a").write_text("2")
+    keys.append(content_key(folder))
+    (folder / "a").rename(folder / "b")
+    keys.append(content_key(folder))
+    assert len(set(keys)) == 3
+    assert content_key(folder / "b") not in keys
