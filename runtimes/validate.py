@@ -20,6 +20,7 @@ from wasi_export.report import Check, Latency, Report, to_markdown
 from wasi_export.runtimes.accuracy import AccuracyResult, measure_accuracy
 from wasi_export.runtimes.bench import measure_latency
 from wasi_export.runtimes.host import describe_host
+from wasi_export.runtimes.junit import to_junit
 from wasi_export.runtimes.parity import measure_parity, relative_error, worst
 from wasi_export.runtimes.preprocess import Preprocess
 from wasi_export.runtimes.session import Session
@@ -102,7 +103,7 @@ def accuracy_name(graph: str = "") -> str:
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Writes report.json and report.md into a folder, over what was there.
+    """Writes report.json, report.md and report.junit.xml into a folder, over what was there.
 
     Raises:
         UsageError: the folder cannot be written.
@@ -110,6 +111,7 @@ def write_report(report: Report, folder: Path) -> None:
     try:
         write_bytes(folder / "report.json", (report.model_dump_json(indent=2) + "\n").encode())
         write_bytes(folder / "report.md", to_markdown(report).encode())
+        write_bytes(folder / "report.junit.xml", to_junit([report]))
     except OSError as error:
         raise UsageError(f"cannot write the report to {folder}: {error}: choose another folder") from error
 

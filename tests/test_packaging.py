@@ -99,7 +99,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def package_files() -> set[str]:
     """Returns every file that the installed package must have, as paths from site-packages."""
-    files = {f"wasi_export/{name}" for name in SETUPTOOLS["package-data"]["wasi_export"]}
+    files = {
+        "/".join((*package.split("."), name))
+        for package, names in SETUPTOOLS["package-data"].items()
+        for name in names
+    }
     for package, folder in SETUPTOOLS["package-dir"].items():
         for module in (ROOT / folder).rglob("*.py"):
             files.add("/".join((*package.split("."), *module.relative_to(ROOT / folder).parts)))

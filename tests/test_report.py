@@ -59,7 +59,7 @@ def test_markdown_has_the_verdict_first_and_every_part():
     text = to_markdown(report("passed", "failed", latency=(LATENCY,)))
     lines = text.splitlines()
     assert lines[0] == "# ❌ m: failed: check 1"
-    assert "| check 1 | ❌ failed | 0.125 MB | 0.5 MB | a\\|b c |" in lines
+    assert "| check 1 | ❌ failed | 0.125 MB | 0.5 MB | device | a\\|b c |" in lines
     assert "| a\\|b | 10.00 | 11.00 | 12.50 | 0.500 | 0.450–0.550 | 100 | 90 |" in lines
     assert "Raspberry Pi 5 Model B, aarch64" in text
     assert "onnxruntime 1.23.0" in text

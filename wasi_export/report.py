@@ -188,7 +188,9 @@ def to_markdown(report: Report) -> str:
         f"Bundle `{report.bundle}`, model.onnx sha256 `{report.model_sha256[:12]}…`.",
         "## Checks",
         markdown_table(
-            ("check", "status", "value", "threshold", "detail"), "lcrrl", map(_check_row, report.checks)
+            ("check", "status", "value", "threshold", "evidence", "detail"),
+            "lcrrll",
+            map(_check_row, report.checks),
         ),
     ]
     if report.latency:
@@ -272,7 +274,8 @@ def describe_board(board: BoardRun) -> str:
 
 
 def _check_row(check: Check) -> tuple[str, ...]:
-    return check.name, f"{MARKS[check.status]} {check.status}", *check_values(check), check.detail
+    mark = f"{MARKS[check.status]} {check.status}"
+    return check.name, mark, *check_values(check), check.evidence, check.detail
 
 
 def describe_measurement(first: Latency) -> str:

@@ -35,7 +35,7 @@ def validate(
     threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Timed runs for the latency ratio.")] = 30,
     report: Annotated[
-        Path | None, typer.Option(help="Write report.json and report.md into this folder.")
+        Path | None, typer.Option(help="Write report.json, report.md and report.junit.xml here.")
     ] = None,
     target: TargetsOption = None,
     steps: Annotated[

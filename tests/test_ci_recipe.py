@@ -1,0 +1,60 @@
+"""The recipe for the CI of a user, and the action that calls it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from helpers import make_bundle
+
+CI = Path(__file__).parents[1] / ".ci"
+
+
+@pytest.fixture
+def wasi_export_that_only_validates_here(tmp_path):
+    """A PATH on which `wasi-export` is this one, but refuses targets: they have tests of their own."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "wasi-export"
+    program.write_text(
+        f'#!/bin/sh\ncase "$*" in *--target*) exit 3;; esac\nexec "{sys.executable}" -m wasi_export "$@"\n'
+    )
+    program.chmod(0o755)
+    return f"{tmp_path}/bin:{os.defpath}"
+
+
+def run_recipe(path, summary, *arguments):
+    environment = {"PATH": path, "GITHUB_STEP_SUMMARY": str(summary)}
+    return subprocess.run(
+        [CI / "validate-bundle", *map(str, arguments)], env=environment, capture_output=True, text=True
+    )
+
+
+def test_the_recipe_writes_reports_and_ends_with_the_worse_code(
+    wasi_export_that_only_validates_here, finished_bundle, tmp_path
+):
+    summary = tmp_path / "summary"
+    done = run_recipe(wasi_export_that_only_validates_here, summary, finished_bundle, tmp_path / "my report")
+    assert done.returncode == 3, done.stderr  # of the target
+    report = tmp_path / "my report" / "here"
+    assert ET.parse(report / "report.junit.xml").getroot().tag == "testsuites"
+    assert summary.read_text(encoding="utf-8") == (report / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_recipe_fails_with_what_failed(wasi_export_that_only_validates_here, tmp_path):
+    bundle = make_bundle(tmp_path / "bundle", golden_error=0.1)
+    path = wasi_export_that_only_validates_here.replace("exit 3", "exit 0")
+    done = run_recipe(path, tmp_path / "summary", bundle, tmp_path / "report")
+    assert done.returncode in (1, 3)
+    assert "failed: parity error" in done.stdout
+
+
+def test_the_action_calls_the_recipe_and_takes_no_input_for_code():
+    text = (CI / "action.yml").read_text(encoding="utf-8")
+    scripts = re.findall(r"run: (?:\|\n((?: {8}.*\n)+)|(.*)\n)", text)
+    assert any("validate-bundle" in script for script, _ in scripts)
+    assert not any("${{" in script for pair in scripts for script in pair)
+    declared = set(re.findall(r"^  (\w+):$", text, re.MULTILINE)) - {"steps"}
+    assert set(re.findall(r"inputs\.(\w+)", text)) == declared
