@@ -31,9 +31,9 @@ from wasi_export.cli._bundle import export_run
 from wasi_export.cli._console import track
 from wasi_export.config import Config
 from wasi_export.datasets import FASHION_MNIST_CLASSES, load_splits
-from wasi_export.report import markdown_table
 from wasi_export.runtimes.host import describe_host
 from wasi_export.training.stage import train_run
+from wasi_export.views import markdown_table
 
 RESULT, PAGE, PLOT = (
     Path("benchmarks/results/board_story.json"),

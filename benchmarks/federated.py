@@ -44,10 +44,10 @@ from PIL import Image
 
 from wasi_export.artifact import write_bytes
 from wasi_export.datasets import ImageSet, load_splits
-from wasi_export.report import markdown_table
 from wasi_export.runtimes.adapter import Adapter
 from wasi_export.runtimes.averaging import average_weights
 from wasi_export.runtimes.host import describe_host
+from wasi_export.views import markdown_table
 
 RESULT = Path("benchmarks/results/federated.json")
 DIGITS = ((0, 1, 2, 3), (4, 5, 6), (7, 8, 9))

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from wasi_export.report import markdown_table
+from wasi_export.views import markdown_table
 
 COLUMNS = (
     "graph", "p50 ms", "p10 ms", "over dense", "over torch.onnx", "MACs left", "with attention", "MB",

@@ -27,7 +27,6 @@ from wasi_export.cli._console import track
 from wasi_export.converters.inference import export_inference
 from wasi_export.converters.quantize import to_int8
 from wasi_export.datasets import load_data
-from wasi_export.report import markdown_table
 from wasi_export.runtimes.accuracy import measure_accuracy
 from wasi_export.runtimes.bench import measure_latency
 from wasi_export.runtimes.host import describe_host
@@ -35,6 +34,7 @@ from wasi_export.runtimes.preprocess import Preprocess
 from wasi_export.runtimes.session import Session
 from wasi_export.training.checkpoint import load_run
 from wasi_export.training.stage import train_run
+from wasi_export.views import markdown_table
 
 RESULT = Path("benchmarks/results/real_inference.json")
 PAGE, PLOT = Path("docs/inference.md"), Path("docs/inference.svg")

@@ -36,8 +36,8 @@ from step_graph_models import CASES, write_case
 from step_graph_ort_forward import ORT_CASES, ORT_TRAINING, write_ort_training
 
 from wasi_export.artifact import write_bytes
-from wasi_export.report import markdown_table
 from wasi_export.runtimes.host import describe_host
+from wasi_export.views import markdown_table
 
 RESULT, PAGE = Path("benchmarks/results/step_graph.json"), Path("docs/adapt.md")
 MARK, END = "<!-- benchmarks/step_graph.py -->\n", "<!-- end of benchmarks/step_graph.py -->"

@@ -31,7 +31,7 @@ from wasi_export.converters.graph_builder import UncoveredModuleError
 from wasi_export.converters.inference import export_inference
 from wasi_export.converters.vit import write_vit
 from wasi_export.errors import WasiExportError
-from wasi_export.report import markdown_table
+from wasi_export.views import markdown_table
 
 RESULT, PAGE = Path("benchmarks/results/timm_models.json"), Path("docs/models.md")
 OPSET, BATCHES, TOLERANCE = 23, (1, 2, 7), 1e-5
@@ -74,6 +74,10 @@ def make_model(name: str) -> tuple[nn.Module, InputSpec, str]:
             tried.append(f"{size} px")
     torch.manual_seed(0)
     model = timm.create_model(name, **arguments).eval()
+    if "img_size" in arguments and not _runs(model, size):  # as CrossViT, which crops for another branch
+        size = config.input_size[-1]
+        del arguments["img_size"], tried[-1]
+        model = timm.create_model(name, **arguments).eval()
     if _count(model) > TOO_LARGE:
         raise MemoryError(f"{_count(model) / 1e6:.0f} M parameters were too many to try")
     with torch.no_grad():
@@ -92,6 +96,16 @@ def _create(name: str, arguments: dict[str, Any]) -> nn.Module | None:
     except (TypeError, RuntimeError, NotImplementedError, AssertionError, ValueError):
         return None
     return model
+
+
+def _runs(model: nn.Module, size: int) -> bool:
+    """Returns whether a model takes an image of the size that it was made for."""
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 3, size, size))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _count(model: nn.Module) -> int:

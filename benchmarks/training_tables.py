@@ -7,7 +7,7 @@ from typing import Any
 from training_cost import SHAPES, Shape
 from training_rows import FRACTIONS, LEVERS, METHODS, PARTS
 
-from wasi_export.report import markdown_table
+from wasi_export.views import markdown_table
 
 Found = dict[str, Any]
 

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from wasi_export.artifact import write_bytes
 from wasi_export.config import SubspaceConfig, TrainConfig
-from wasi_export.report import markdown_table
 from wasi_export.subspace.inject import factor_layers
 from wasi_export.subspace.planner import decide, measure_layers
 from wasi_export.training.first_part import lora_form
@@ -37,6 +36,7 @@ from wasi_export.training.models import log_likelihood
 from wasi_export.training.optim import create_optimizer, create_scheduler
 from wasi_export.training.processes import make_accelerator
 from wasi_export.training.step import TrainingStep
+from wasi_export.views import markdown_table
 
 RESULT = Path("benchmarks/results/training_text.json")
 MODULES = (

@@ -15,15 +15,16 @@ from wasi_export.artifact import MODEL, Bundle, write_bytes
 from wasi_export.config import Thresholds
 from wasi_export.datasets import ImageSet
 from wasi_export.errors import DataError, UsageError
+from wasi_export.junit import to_junit
 from wasi_export.progress import Track, silent
-from wasi_export.report import Check, Latency, Report, to_markdown
+from wasi_export.report import Check, Latency, Report
 from wasi_export.runtimes.accuracy import AccuracyResult, measure_accuracy
 from wasi_export.runtimes.bench import measure_latency
 from wasi_export.runtimes.host import describe_host
-from wasi_export.runtimes.junit import to_junit
 from wasi_export.runtimes.parity import measure_parity, relative_error, worst
 from wasi_export.runtimes.preprocess import Preprocess
 from wasi_export.runtimes.session import Session
+from wasi_export.views import to_markdown
 
 QUANTIZED_MARGIN = 1.5
 """By how much rounding on another processor may raise the error of a quantised graph."""

@@ -1,7 +1,8 @@
 import pytest
 
 from wasi_export.errors import ExitCode
-from wasi_export.report import Check, Host, Latency, Report, to_markdown
+from wasi_export.report import Check, Host, Latency, Report
+from wasi_export.views import to_markdown
 
 HOST = Host(
     machine="Raspberry Pi 5 Model B, aarch64",

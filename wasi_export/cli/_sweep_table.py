@@ -12,7 +12,7 @@ from wasi_export.cli._lock import locked
 from wasi_export.cli._summary import RunSummary
 from wasi_export.cli._sweep import Job
 from wasi_export.config import Frozen
-from wasi_export.report import markdown_table
+from wasi_export.views import markdown_table
 
 SEED = "seed"
 TABLE, TABLE_MARKDOWN = "sweep.json", "sweep.md"

@@ -126,9 +126,9 @@ def _learn_on(
 
     from wasi_export.artifact import Bundle
     from wasi_export.datasets import load_labelled, load_new_images
-    from wasi_export.runtimes.elsewhere import data_on
+    from wasi_export.runtimes.elsewhere.adapt import adapt_elsewhere
+    from wasi_export.runtimes.elsewhere.data import data_on
     from wasi_export.runtimes.targets.address import open_target
-    from wasi_export.runtimes.targets.learn import adapt_elsewhere
 
     opened = Bundle.open(bundle)
     classes = opened.manifest.classes

@@ -33,7 +33,7 @@ def bench(
     from wasi_export.artifact import Bundle
     from wasi_export.report import Benchmark
     from wasi_export.runtimes.bench import measure_latency
-    from wasi_export.runtimes.elsewhere import bench_elsewhere
+    from wasi_export.runtimes.elsewhere.bench import bench_elsewhere
     from wasi_export.runtimes.host import describe_host
 
     files = [path if path.suffix == ".onnx" else Bundle.open(path).model_path for path in models]
@@ -59,7 +59,7 @@ def bench(
 
 
 def _show(title: str, benchmark: "Benchmark") -> None:
-    from wasi_export.report import (
+    from wasi_export.views import (
         COUNTED,
         INSTRUCTION_COLUMNS,
         LATENCY_COLUMNS,

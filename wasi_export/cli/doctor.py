@@ -26,8 +26,8 @@ def doctor(
     Exit code 3 where something keeps models from running; what makes them slow is a warning.
     """
     from wasi_export.runtimes.doctor import Examination, examine, try_bundle
+    from wasi_export.runtimes.elsewhere.doctor import examine_elsewhere
     from wasi_export.runtimes.machine import gather
-    from wasi_export.runtimes.targets.examine import examine_elsewhere
 
     if target:
         outcomes = on_targets(target, lambda there: examine_elsewhere(there, bundle))

@@ -62,10 +62,10 @@ def validate(
     from wasi_export.config import Thresholds
     from wasi_export.datasets import load_labelled
     from wasi_export.errors import UsageError
-    from wasi_export.report import check_values
-    from wasi_export.runtimes.elsewhere import Elsewhere, validate_elsewhere
+    from wasi_export.runtimes.elsewhere.validate import Elsewhere, validate_elsewhere
     from wasi_export.runtimes.validate import read_report, write_report
     from wasi_export.runtimes.validate import validate as validate_bundle
+    from wasi_export.views import check_values
 
     flags = {
         "max_parity_error": max_parity_error,
@@ -113,7 +113,8 @@ def validate(
 
 def _show(outcomes: list[Outcome], folder: Path | None, *, as_json: bool) -> None:
     """Prints one table of all targets, writes their reports, and ends the command."""
-    from wasi_export.report import (
+    from wasi_export.runtimes.validate import write_report
+    from wasi_export.views import (
         INSTRUCTION_COLUMNS,
         LATENCY_COLUMNS,
         check_values,
@@ -121,7 +122,6 @@ def _show(outcomes: list[Outcome], folder: Path | None, *, as_json: bool) -> Non
         instruction_row,
         latency_row,
     )
-    from wasi_export.runtimes.validate import write_report
 
     found = [(outcome.name, outcome.result) for outcome in outcomes if outcome.error is None]
     if folder:

@@ -109,6 +109,14 @@ def test_instructions_are_the_same_again(pi5, finished_bundle, tmp_path):
     assert first[1].ratio_to_first == pytest.approx(1, abs=0.1)
 
 
+def test_on_an_arm_machine_nothing_is_emulated(pi5, finished_bundle):
+    """The emulated Python is an ARM machine to what runs in it."""
+    words = ("-m", "wasi_export", "validate", str(finished_bundle), "--target", "arm64", "--json")
+    report = json.loads(output_of(pi5, words, seconds=200).stdout)
+    assert {check["evidence"] for check in report["checks"]} == {"device"}
+    assert "load" in {check["name"] for check in report["checks"]}  # all that `validate` does
+
+
 def test_nothing_of_the_folder_here_is_imported_there(pi5, tmp_path, monkeypatch):
     (tmp_path / "numpy.py").write_text("raise SystemExit('the wrong numpy')", encoding="utf-8")
     monkeypatch.chdir(tmp_path)

@@ -2,9 +2,10 @@
 
 import pytest
 
-from wasi_export.report import BoardRun, BoardSample, describe_board
+from wasi_export.report import BoardRun, BoardSample
 from wasi_export.runtimes.targets.board import Watch
 from wasi_export.runtimes.vcgencmd import rail_watts
+from wasi_export.views import describe_board
 
 ANSWER = """\
    3V7_WL_SW_A current(0)=0.10000000A

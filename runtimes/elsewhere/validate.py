@@ -5,7 +5,7 @@ training and integrity are checked, and instructions are counted in place of a l
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from wasi_export.artifact import MODEL, Bundle
 from wasi_export.config import Thresholds
-from wasi_export.datasets import NAMED_SOURCES, ImageSet, load_labelled, write_npz
-from wasi_export.errors import HostError, UsageError
-from wasi_export.report import Benchmark, BoardRun, Check, Host, Instructions, Latency, Report
+from wasi_export.errors import HostError
+from wasi_export.report import BoardRun, Check, Host, Instructions, Latency, Report
 from wasi_export.runtimes import reproduce
+from wasi_export.runtimes.elsewhere.data import data_on
 from wasi_export.runtimes.host import describe_host
 from wasi_export.runtimes.instructions import count_instructions
 from wasi_export.runtimes.targets.target import LocalTarget, Target, output_of
@@ -78,55 +78,6 @@ def validate_elsewhere(target: Target, bundle: Bundle, thresholds: Thresholds, a
         host=host.model_copy(update={"evidence": target.evidence}),
         board=board,
     )
-
-
-def bench_elsewhere(
-    target: Target, models: Sequence[tuple[str, Path]], *, batch: int, threads: int, rounds: int, warmup: int
-) -> Benchmark:
-    """Returns latencies of a board; of an emulated one the instructions, since its clock means nothing.
-
-    Raises:
-        HostError: the target is lost.
-        WasiExportError: what `bench` raises there.
-    """
-    if isinstance(target, LocalTarget) and target.evidence == "emulated":
-        if threads != 1:
-            raise UsageError(f"instructions are counted of one thread, got --threads {threads}: leave it out")
-        counts = count_instructions(target, models, batch=batch, seconds=RUN_SECONDS)
-        return Benchmark(instructions=counts, host=host_of(target))
-    options = (f"--batch={batch}", f"--threads={threads}", f"--rounds={rounds}", f"--warmup={warmup}")
-    paths = [target.send(path) for _, path in models]
-    arguments = ("-m", "wasi_export", "bench", *paths, *options, "--json")
-    ended = output_of(target, arguments, seconds=RUN_SECONDS)
-    found = Benchmark.model_validate_json(ended.stdout)
-    named = tuple(
-        latency.model_copy(update={"model": name})
-        for (name, _), latency in zip(models, found.latency, strict=True)
-    )
-    return found.model_copy(update={"latency": named, "board": ended.board})
-
-
-def host_of(target: Target) -> Host:
-    """Returns what machine a target is."""
-    program = "from wasi_export.runtimes.host import describe_host; print(describe_host().model_dump_json())"
-    ended = output_of(target, ("-c", program), seconds=RUN_SECONDS)
-    return Host.model_validate_json(ended.stdout).model_copy(update={"evidence": target.evidence})
-
-
-def data_on(
-    target: Target,
-    source: str,
-    classes: tuple[str, ...],
-    folder: Path,
-    *,
-    load: Callable[[str, tuple[str, ...]], ImageSet] = load_labelled,
-) -> str:
-    """Returns where labelled images are on a target; those of a named source are written into a folder."""
-    if source not in NAMED_SOURCES:
-        return target.send(Path(source))
-    path = folder / f"{source}.npz"
-    write_npz(load(source, classes), path)
-    return target.send(path)
 
 
 def _results(target: Target, there: str, asked: Elsewhere, folder: Path) -> tuple[reproduce.Tensors, Host]:

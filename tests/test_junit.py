@@ -2,8 +2,8 @@
 
 from xml.etree import ElementTree as ET
 
+from wasi_export.junit import to_junit
 from wasi_export.report import Check, Host, Report
-from wasi_export.runtimes.junit import to_junit
 
 HOST = Host(machine="x86_64", processor="p", cores=1, memory_mb=1, system="Linux", versions={})
 

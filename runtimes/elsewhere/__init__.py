@@ -1,0 +1,1 @@
+"""The commands that take `--target`, on another machine: one module a command."""
