@@ -162,8 +162,8 @@ def _compare_training(bundle: Bundle, golden: Golden, theirs: Tensors, name: str
         "training as here",
         _distance(own, theirs, names),
         limit,
-        f"{steps} step{'s' if steps > 1 else ''} on {name}; norm of the difference of all parameters, of their "
-        f"norm; largest {difference(own[worst], theirs[worst]):.1e}, of {worst.removeprefix(PARAMETER)}; losses "
+        f"{steps} step{'s' if steps > 1 else ''} on {name}, all parameters, of their norm; largest "
+        f"{difference(own[worst], theirs[worst]):.1e} of scale, {worst.removeprefix(PARAMETER)}; losses "
         f"differ by {difference(own[LOSSES], theirs[LOSSES]):.1e}",
     )
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from wasi_export.cli._console import JsonFlag, exit_codes, print_json, print_table, track
+from wasi_export.cli._console import JsonFlag, exit_codes, print_table, track
 from wasi_export.cli._target import Outcome, TargetsOption, end, on_targets, report_folder
 
 
@@ -63,9 +63,8 @@ def validate(
     from wasi_export.datasets import load_labelled
     from wasi_export.errors import UsageError
     from wasi_export.runtimes.elsewhere.validate import Elsewhere, validate_elsewhere
-    from wasi_export.runtimes.validate import read_report, write_report
+    from wasi_export.runtimes.validate import read_report
     from wasi_export.runtimes.validate import validate as validate_bundle
-    from wasi_export.views import check_values
 
     flags = {
         "max_parity_error": max_parity_error,
@@ -91,28 +90,19 @@ def validate(
             before=read_report(before) if before else None,
         )
         outcomes = on_targets(target, lambda there: validate_elsewhere(there, opened, limits, asked))
-        _show(outcomes, report, as_json=as_json)
-    if before:
+    elif before:
         raise UsageError("--before is of counted instructions, which need --target arm64: give it too")
-    images = load_labelled(data, opened.manifest.classes).sample(limit, seed=0) if data else None
-    result = validate_bundle(
-        opened, limits, baseline=twin, images=images, threads=threads, rounds=rounds, track=track
-    )
-    if report:
-        write_report(result, report)
-    if as_json:
-        print_json(result)
     else:
-        rows = [(c.name, c.status, *check_values(c), c.detail) for c in result.checks]
-        columns = ("check", "status", "value", "threshold", "detail")
-        print_table(f"{result.model}: {result.verdict}", columns, rows, align="llrrl")
-        if report:
-            typer.echo(f"report: {report / 'report.md'}")
-    raise typer.Exit(int(result.exit_code))
+        images = load_labelled(data, opened.manifest.classes).sample(limit, seed=0) if data else None
+        found = validate_bundle(
+            opened, limits, baseline=twin, images=images, threads=threads, rounds=rounds, track=track
+        )
+        outcomes = [Outcome("", found, None)]
+    _show(outcomes, report, as_json=as_json)
 
 
 def _show(outcomes: list[Outcome], folder: Path | None, *, as_json: bool) -> None:
-    """Prints one table of all targets, writes their reports, and ends the command."""
+    """Prints one table of all machines, writes their reports, and ends the command."""
     from wasi_export.runtimes.validate import write_report
     from wasi_export.views import (
         INSTRUCTION_COLUMNS,
@@ -128,21 +118,27 @@ def _show(outcomes: list[Outcome], folder: Path | None, *, as_json: bool) -> Non
         for name, result in found:
             write_report(result, report_folder(folder, name, len(outcomes)))
     if not as_json:
+        elsewhere = any(name for name, _ in found)
         rows = [
-            (name, c.name, c.status, *check_values(c), c.evidence, c.detail)
+            (*((name,) if elsewhere else ()), c.name, c.status, *check_values(c), c.evidence, c.detail)
             for name, result in found
             for c in result.checks
         ]
         columns = ("target", "check", "status", "value", "threshold", "evidence", "detail")
-        title = "; ".join(f"{result.model} on {name}: {result.verdict}" for name, result in found)
-        print_table(title, columns, rows, align="lllrrll")
+        verdicts = [
+            f"{result.model}{f' on {name}' if name else ''}: {result.verdict}" for name, result in found
+        ]
+        start = int(not elsewhere)
+        print_table("; ".join(verdicts), columns[start:], rows, align="lllrrll"[start:])
         for name, result in found:
             if result.instructions:
                 names, align = INSTRUCTION_COLUMNS
                 print_table(name, names, map(instruction_row, result.instructions), align=align)
-            if result.latency:
+            if result.latency and name:
                 names, align = LATENCY_COLUMNS
                 print_table(name, names, map(latency_row, result.latency), align=align)
             if result.board:
                 typer.echo(describe_board(result.board))
+        if folder:
+            typer.echo(f"report: {folder}")
     end(outcomes, [int(result.exit_code) for _, result in found], as_json=as_json)
