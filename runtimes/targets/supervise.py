@@ -2,9 +2,9 @@
 
     python -m wasi_export.runtimes.targets.supervise SECONDS LOCK ARGUMENTS...
 
-starts this Python with the arguments. Only one such program runs at a time for a lock file. It is killed,
-with all that it started, when its time is over and when stdin ends: the connection is lost, or the other
-side has given up. On stdout comes one JSON document; stderr is that of the program.
+starts this Python with the arguments. Only one such program runs at a time for a lock file. It is ended, with
+all that it started, when its time is over and when stdin ends: the connection is lost, or the other side has
+given up; it is told first, so that it can save. On stdout comes one JSON document; stderr is its own.
 """
 
 import contextlib
@@ -22,6 +22,8 @@ from pydantic import BaseModel
 from wasi_export.errors import ExitCode
 from wasi_export.report import BoardRun
 from wasi_export.runtimes.targets.board import Watch
+
+SAVE_SECONDS = 15
 
 
 class Supervised(BaseModel, frozen=True):
@@ -56,24 +58,27 @@ def supervise(seconds: float, lock: Path, arguments: list[str]) -> Supervised | 
                 while os.read(0, 4096):
                     pass
                 reasons.append("nobody waited for it")
-                kill(child)
+                end(child)
 
             threading.Thread(target=stop_when_alone, daemon=True).start()
             try:
                 child.wait(seconds)
             except subprocess.TimeoutExpired:
                 reasons.append("its time was over")
-            kill(child)
+            end(child)
             code = child.wait()
             output.seek(0)
             text = output.read().decode(errors="replace")
         return Supervised(code=code, stdout=text, ended_by=(reasons or [""])[0], board=watch.end())
 
 
-def kill(child: "subprocess.Popen[bytes]") -> None:
-    """Ends a program that leads a session, with all that it started."""
-    with contextlib.suppress(ProcessLookupError):  # all have ended
-        os.killpg(child.pid, signal.SIGKILL)
+def end(child: "subprocess.Popen[bytes]") -> None:
+    """Ends a program that leads a session, with all that it started; `adapt` saves at the first signal."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):  # all have ended
+            os.killpg(child.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(SAVE_SECONDS)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """What every command shares: exit codes, one-line errors, progress, tables and JSON."""
 
+import contextlib
 import functools
 import inspect
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
@@ -77,6 +78,21 @@ def track(items: Iterable[T], label: str, total: int) -> Iterable[T]:
             if time.monotonic() - shown > REFRESH_SECONDS:
                 progress.refresh()
                 shown = time.monotonic()
+
+
+@contextlib.contextmanager
+def working(label: str) -> Iterator[None]:
+    """Shows on stderr, where that is a terminal, that something goes on, and for how long already."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        progress.add_task(label, total=None)
+        yield
 
 
 def print_table(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
-from wasi_export.cli._console import print_json
+from wasi_export.cli._console import print_json, working
 from wasi_export.errors import ExitCode, WasiExportError
 
 if TYPE_CHECKING:
@@ -46,8 +46,11 @@ def on_targets(names: Sequence[str], work: "Callable[[Target], R]") -> list[Outc
                 raise
             return Outcome(name, None, error)
 
-    with ThreadPoolExecutor(len(names)) as pool:
-        return list(pool.map(work_on, names))
+    with working(f"on {', '.join(names)}"):
+        if len(names) == 1:
+            return [work_on(names[0])]
+        with ThreadPoolExecutor(len(names)) as pool:
+            return list(pool.map(work_on, names))
 
 
 def end(outcomes: Sequence[Outcome], codes: Sequence[int], *, as_json: bool) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from wasi_export.cli._console import JsonFlag, exit_codes, print_json, print_table, track
+from wasi_export.cli._console import JsonFlag, exit_codes, print_json, print_table, track, working
 from wasi_export.cli._target import TargetOption, given_options
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _learn_on(
 
     opened = Bundle.open(bundle)
     classes = opened.manifest.classes
-    with tempfile.TemporaryDirectory() as folder, open_target(name) as target:
+    with working(f"on {name}"), tempfile.TemporaryDirectory() as folder, open_target(name) as target:
         sent = {}
         for option, source in sources.items():
             load = load_labelled if option == "val" else load_new_images
