@@ -4,6 +4,7 @@ On a board everything that `validate` does is done there. On an emulated one no 
 training and integrity are checked, and instructions are counted in place of a latency.
 """
 
+import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -82,7 +83,7 @@ def validate_elsewhere(target: Target, bundle: Bundle, thresholds: Thresholds, a
 
 def _results(target: Target, there: str, asked: Elsewhere, folder: Path) -> tuple[reproduce.Tensors, Host]:
     """Returns what a target computes of a bundle, and what machine it is."""
-    scratch = target.folder("reproduce")
+    scratch = target.folder(f"reproduce-{secrets.token_hex(8)}")
     module = ("-m", reproduce.__name__, there, f"{scratch}/results.safetensors")
     try:
         ended = output_of(target, (*module, f"{asked.seconds:g}", str(asked.steps)), seconds=RUN_SECONDS)

@@ -13,7 +13,6 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +80,7 @@ def open_arm64(board: str = "pi5") -> LocalTarget:
     """
     if board not in BOARDS:
         raise UsageError(f"no board {board!r} to emulate: choose from {', '.join(BOARDS)}")
-    scratch = Path(tempfile.gettempdir()) / f"wasi-export-{os.getuid()}"
+    scratch = cache_folder() / "scratch"
     if platform.machine() in ("aarch64", "arm64"):
         return LocalTarget("arm64", "device", Path(sys.executable), os.environ, scratch)
     if sys.platform != "linux" or platform.machine() != "x86_64":
