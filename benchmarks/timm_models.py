@@ -16,6 +16,7 @@ The result is written after each model.
 import argparse
 import json
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,20 @@ from wasi_export.views import markdown_table
 RESULT, PAGE = Path("benchmarks/results/timm_models.json"), Path("docs/models.md")
 OPSET, BATCHES, TOLERANCE = 23, (1, 2, 7), 1e-5
 LARGE, FEW_BLOCKS, LARGE_IMAGE = 60_000_000, 2, 256
-TOO_LARGE = 500_000_000  # parameters, with few blocks
+TOO_LARGE = 500_000_000  # parameters, with few blocks, at 224 px
 MARK = "<!-- benchmarks/timm_models.py -->\n"
 
 
 def transformers(only: list[str] | None, known: set[str]) -> Iterator[tuple[str, str]]:
-    """Yields name and source module of the transformers of timm, but for those that are known."""
+    """Yields name and source module of the transformers of timm, but for those that are known.
+
+    The first of each source come first, then the second ones: a run that is cut short has tried each family.
+    """
+    found: dict[str, list[str]] = {}
     for name in timm.list_models():
-        source = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
+        found.setdefault(timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1], []).append(name)
+    turns = zip_longest(*([(name, source) for name in names] for source, names in found.items()))
+    for name, source in (pair for turn in turns for pair in turn if pair is not None):
         if name in known or (only and source not in only):
             continue
         with torch.device("meta"):
@@ -78,8 +85,8 @@ def make_model(name: str) -> tuple[nn.Module, InputSpec, str]:
         size = config.input_size[-1]
         del arguments["img_size"], tried[-1]
         model = timm.create_model(name, **arguments).eval()
-    if _count(model) > TOO_LARGE:
-        raise MemoryError(f"{_count(model) / 1e6:.0f} M parameters were too many to try")
+    if _count(model) * (size / 224) ** 2 > TOO_LARGE:
+        raise MemoryError(f"{_count(model) / 1e6:.0f} M parameters at {size} px were too many to try")
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
