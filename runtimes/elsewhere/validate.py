@@ -185,4 +185,4 @@ def _count_checks(counts: Sequence[Instructions], before: Report | None) -> Iter
             continue
         old = earlier[count.model].total
         detail = f"{count.total / 1e6:.1f} M, before {old / 1e6:.1f} M: growth"
-        yield at_most(name, count.total / old - 1, INSTRUCTION_GROWTH, detail)
+        yield at_most(name, (count.total - old) / old, INSTRUCTION_GROWTH, detail)

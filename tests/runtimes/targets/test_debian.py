@@ -24,7 +24,9 @@ def test_a_debian_12_uses_its_own_mirror(tmp_path, monkeypatch):
     assert sources_of(tmp_path, monkeypatch, host=host) == {"debian.sources": host}
 
 
-@pytest.mark.parametrize("host", [None, "Types: deb\nURIs: http://archive.ubuntu.com/ubuntu\nSuites: noble\n"])
+@pytest.mark.parametrize(
+    "host", [None, "Types: deb\nURIs: http://archive.ubuntu.com/ubuntu\nSuites: noble\n"]
+)
 def test_another_system_uses_debian_org_with_its_keys(tmp_path, monkeypatch, host):
     (text,) = sources_of(tmp_path, monkeypatch, host=host).values()
     assert f"deb [signed-by={tmp_path}/keys.gpg] http://deb.debian.org/debian bookworm main" in text
