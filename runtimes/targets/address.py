@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from wasi_export.errors import UsageError
 from wasi_export.runtimes.targets.arm64 import BOARDS, open_arm64
-from wasi_export.runtimes.targets.ssh import Address, SshTarget
+from wasi_export.runtimes.targets.connection import Address
+from wasi_export.runtimes.targets.ssh import SshTarget
 from wasi_export.runtimes.targets.target import Target
 
 EXAMPLES: Sequence[str] = (*(f"arm64:{name}" for name in BOARDS), "ssh://[user@]host[:port][/folder]")

@@ -77,7 +77,7 @@ class Target(ABC):
 
     @abstractmethod
     def fetch(self, there: str, here: Path) -> None:
-        """Copies what is in a folder of the target into one of this machine, which is made."""
+        """Copies the files of a folder of the target into one of this machine, which is made."""
 
     @abstractmethod
     def run(self, arguments: Sequence[str], *, seconds: float) -> Finished:

@@ -8,7 +8,7 @@ from loopback_board import TestBoard, running_board
 
 from wasi_export.errors import HostError
 from wasi_export.runtimes.targets.arm64 import open_arm64
-from wasi_export.runtimes.targets.ssh import CLIENT
+from wasi_export.runtimes.targets.connection import CLIENT
 from wasi_export.runtimes.targets.target import LocalTarget
 
 

@@ -1,8 +1,9 @@
 import pytest
 
-from wasi_export.errors import UsageError
+from wasi_export.errors import HostError, UsageError
 from wasi_export.runtimes.targets.address import open_target
-from wasi_export.runtimes.targets.ssh import CLIENT, Address, SshTarget
+from wasi_export.runtimes.targets.connection import CLIENT, Address
+from wasi_export.runtimes.targets.ssh import SshTarget
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,7 @@ def test_an_address_has_its_parts(text, words, port, folder):
         "ssh://pi:99999",
         "ssh://pi?x=1",
         "ssh://pi/a\nb",
+        "ssh://pi/a:b",
         "ssh://user name@pi",
         "ssh://'pi'",
         "http://pi",
@@ -53,4 +55,10 @@ def test_an_unknown_target_is_told_with_those_that_there_are(text, message):
 def test_a_client_that_is_no_command_is_told(monkeypatch):
     monkeypatch.setenv(CLIENT, "ssh -F 'no end")
     with pytest.raises(UsageError, match="WASI_EXPORT_SSH is no command"):
+        SshTarget(Address.parse("ssh://pi"))
+
+
+def test_a_machine_without_ssh_is_told(monkeypatch):
+    monkeypatch.setenv(CLIENT, "no-such-client -v")
+    with pytest.raises(HostError, match="no ssh client 'no-such-client -v': install openssh-client"):
         SshTarget(Address.parse("ssh://pi"))
