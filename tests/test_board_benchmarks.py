@@ -35,3 +35,19 @@ def test_computing_blocks_again_takes_under_half_of_the_memory_of_torch() -> Non
         ours, torchs = ways["onnxruntime, recompute"], ways["torch eager"]
         assert ours["less_import_mib"] <= limit * torchs["less_import_mib"]
         assert ours["peak_mib"] <= 0.3 * torchs["peak_mib"]
+
+
+def test_the_page_on_targets_has_the_instructions_that_were_counted():
+    import instructions
+
+    result = json.loads((ROOT / instructions.RESULT).read_text(encoding="utf-8"))
+    page = (ROOT / instructions.PAGE).read_text(encoding="utf-8")
+    assert f"{instructions.MARK}{instructions.to_markdown(result)}\n{instructions.END}" in page
+    for measured in result["models"].values():
+        for row in measured:
+            counted, timed = row["pi5"]["ratio_to_first"], row["time"]["ratio_to_first"]
+            low, high = (1.05, 1.17) if row["pi5"]["model"].endswith("int8") else (0.95, 1.05)
+            assert low <= counted / timed <= high
+            assert row["again"] < 0.002
+    small = {row["pi4"]["model"]: row["pi4"]["total"] for row in result["models"]["vit_small_patch16_224"]}
+    assert small["f = 0.2"] < small["f = 0.2, int8"]
