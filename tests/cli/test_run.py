@@ -97,6 +97,7 @@ def test_the_pipeline_does_each_stage_once(config, tmp_path):
     assert {path.name for path in (folder / "report").iterdir()} == {
         "report.json",
         "report.md",
+        "report.junit.xml",
         "summary.json",
         "memory.json",
     }

@@ -49,7 +49,7 @@ class Pipeline:
             IntegrityError: the summary is not what was written.
         """
         report = self.folder / "report"
-        files = [report / name for name in ("summary.json", "report.json", "report.md")]
+        files = [report / name for name in ("summary.json", "report.json", "report.md", "report.junit.xml")]
         files += [self.folder / "baseline", self.folder / "bundle"]
         if self.force or not self.cache.is_done("report", self.keys.report, files):
             return None

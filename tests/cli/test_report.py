@@ -1,0 +1,116 @@
+import json
+
+import pytest
+from report_inputs import CHECKS, make_board_report, make_report, make_run, write_report_json
+from typer.testing import CliRunner
+
+from wasi_export.cli import app
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["report", *map(str, arguments)])
+
+
+def refused(result, code, words):
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert words in result.stderr
+
+
+def test_a_finished_run_becomes_a_page_beside_its_report(tmp_path):
+    folder = make_run(tmp_path / "run")
+    result = run(folder)
+    page = folder / "report" / "report.html"
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"report: {page}\n", "")
+    text = page.read_text()
+    for heading in ("Latency", "Accuracy over latency", "Size and memory", "Training", "Layers", "Checks"):
+        assert f"<h2>{heading}</h2>" in text
+    assert "dense: 2 epochs in 10" in text
+    assert "Peak of a training step, batch 32, MB" in text
+    assert "1 of 2 layers are factored" in text
+    assert "wasi-export run CONFIG -s export.fold=auto" in text
+    assert list((folder / "report").glob(".*")) == []
+
+
+def test_the_folder_of_the_report_of_a_run_gives_the_same_page(tmp_path):
+    folder = make_run(tmp_path / "run")
+    run(folder, "-o", tmp_path / "a.html")
+    run(folder / "report", "-o", tmp_path / "b.html")
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_a_run_that_shares_its_dense_run_shows_its_own_training(tmp_path):
+    folder = make_run(tmp_path / "run")
+    (folder / "dense" / "metrics.jsonl").unlink()
+    assert run(folder).exit_code == 0
+    text = (folder / "report" / "report.html").read_text()
+    assert "low-rank: 2 epochs" in text
+    assert "dense: 2 epochs" not in text
+
+
+def test_reports_of_several_targets_are_on_one_page(tmp_path):
+    folder = write_report_json(tmp_path / "report", make_report(CHECKS[0]))
+    write_report_json(folder / "arm64", make_board_report())
+    result = run(folder, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {
+        "report": str(folder / "report.html"),
+        "model": "m",
+        "verdicts": {"this machine": "passed", "arm64:pi5": "passed"},
+    }
+
+
+def test_a_page_is_not_overwritten_without_force(tmp_path):
+    folder = write_report_json(tmp_path, make_report(CHECKS[0]))
+    page = tmp_path / "report.html"
+    page.write_text("mine")
+    refused(run(folder), 2, f"{page} exists: choose another name or give --force")
+    assert page.read_text() == "mine"
+    assert run(folder, "--force").exit_code == 0
+    assert page.read_text().startswith("<!doctype html>")
+
+
+def test_a_report_that_failed_is_rendered_as_well(tmp_path):
+    failed = CHECKS[0].model_copy(update={"status": "failed"})
+    assert run(write_report_json(tmp_path, make_report(failed))).exit_code == 0
+    assert "Failed: parity error" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("where", ["", "missing"])
+def test_a_folder_without_a_report_is_refused(tmp_path, where):
+    refused(run(tmp_path / where), 2, "has no report.json: give the folder of a finished `wasi-export run`")
+
+
+def test_a_file_that_is_no_report_is_refused(tmp_path):
+    (tmp_path / "report.json").write_text('{"checks": 1}')
+    refused(run(tmp_path), 2, "report.json is no report.json of `wasi-export validate`")
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("report/summary.json", 6, "summary.json is not what a run wrote"),
+        ("bundle/manifest.json", 6, "manifest.json is not what a run wrote"),
+        ("bundle/config.toml", 2, "config.toml"),
+        ("subspace/metrics.jsonl", 2, "metrics.jsonl is not what training wrote"),
+        ("report/report.json", 2, "report.json is no report.json"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(tmp_path, name, code, words):
+    folder = make_run(tmp_path / "run")
+    (folder / name).write_text("{")
+    refused(run(folder), code, words)
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path):
+    folder = write_report_json(tmp_path, make_report(CHECKS[0]))
+    refused(run(folder, "-o", folder / "report.json" / "page.html"), 2, "cannot write")
+
+
+def test_the_base_install_is_told_which_extra_it_needs(base_python, tmp_path):
+    write_report_json(tmp_path, make_report(CHECKS[0]))
+    done = base_python("-m", "wasi_export", "report", str(tmp_path))
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == "error: jinja2 is not installed: pip install 'wasi-export[report]'\n"
