@@ -50,3 +50,19 @@ def test_ranks_in_sixteens_are_at_most_those_asked_for_and_are_counted() -> None
     assert dense[0] - factored[0] == dense[1] - factored[1] == saved
     width, tokens, blocks = 192, 197, 12
     assert dense[1] - dense[0] == 2 * blocks * tokens**2 * width
+
+
+def test_the_page_has_accuracy_over_latency_and_int8_costs_little() -> None:
+    import real_inference
+
+    result = json.loads((ROOT / real_inference.RESULT).read_text(encoding="utf-8"))
+    page = (ROOT / real_inference.PAGE).read_text(encoding="utf-8")
+    assert f"{real_inference.MARK}{real_inference.to_markdown(result)}\n{real_inference.END}" in page
+    rows = {(row["f"], row["form"]): row for row in result["rows"]}
+    assert {f for f, _ in rows} == {1, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7}
+    for f, form in rows:
+        assert form == "fp32" or rows[f, "fp32"]["accuracy"] - rows[f, "int8"]["accuracy"] <= 0.0025
+    dense, small = rows[1, "fp32"], rows[0.2, "fp32"]
+    assert abs(dense["accuracy"] - small["accuracy"]) < 0.001
+    assert 1 / small["ratio_to_first"] > 3.5
+    assert 1 / rows[0.2, "int8"]["ratio_to_first"] > 5.3
