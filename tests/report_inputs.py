@@ -67,7 +67,9 @@ def make_run(folder: Path) -> Path:
             model=model, accuracy=0.96, parameters=1_797_706, size_mb=7.2, latency_ms=1.0, latency_ratio=1.0,
             step_memory_mb=memory,
         )
-        for model, memory in (("dense", 54.0), ("low-rank", 35.0), ("dense, int8", None), ("low-rank, int8", None))
+        for model, memory in (
+            ("dense", 54.0), ("low-rank", 35.0), ("dense, int8", None), ("low-rank, int8", None),
+        )
     ]  # fmt: skip
     summary = RunSummary(
         name="m", verdict="passed", exit_code=0, dense=rows[0], low_rank=rows[1], dense_int8=rows[2],

@@ -1,5 +1,6 @@
 """The page of a report: what is on it and what is not, hostile names, and marks at the right places."""
 
+import itertools
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree as ET
@@ -16,7 +17,7 @@ from wasi_export.report_page.latency import latency_chart
 from wasi_export.report_page.layers import group_layers, layer_chart
 from wasi_export.report_page.quantities import points
 from wasi_export.report_page.svg import Scale
-from wasi_export.report_page.tradeoff import Limits, tradeoff_chart
+from wasi_export.report_page.tradeoff import LETTER, Limits, tradeoff_chart
 
 HOSTILE = "</title><script>alert(1)</script><img src=http://x/y onerror=a> \"'&\x1b[31m\u202eevil"
 VOID = {"meta", "link", "br", "img"}
@@ -66,7 +67,8 @@ def full_report():
 def layer(name, *, rank=56, energy=0.99, **more) -> LayerPlan:
     method = None if rank is None else "sequential"
     return LayerPlan(
-        name=name, in_features=192, out_features=576, rank=rank, method=method, energy=energy, reason="r", **more
+        name=name, in_features=192, out_features=576, rank=rank, method=method, energy=energy, reason="r",
+        **more,
     )  # fmt: skip
 
 
@@ -220,13 +222,17 @@ def test_thresholds_against_the_dense_model_become_a_field():
 
 def test_labels_of_near_points_do_not_cover_one_another():
     models = [
-        ModelFigures(name=f"other{i}", label=f"model {i}", accuracy=0.9, latency=make_latency(f"{i}", 1 + i / 50))
-        for i in range(4)
-    ]  # fmt: skip
-    labels = marks(tradeoff_chart("k", models, Limits(None, None)), "text", "name")
-    assert len({(label["x"], label["y"]) for label in labels}) == 4
-    heights = sorted(float(label["y"]) for label in labels)
-    assert len(set(heights)) > 1
+        ModelFigures(name=name, label=name, accuracy=0.9, latency=make_latency(name, 1 + index / 50))
+        for index, name in enumerate(("model a", "model b", "model c", "model d"))
+    ]
+    boxes = []
+    for label in marks(tradeoff_chart("k", models, Limits(None, None)), "text", "name"):
+        wide, tall = 7 * LETTER, 12
+        left = float(label["x"]) - wide * {"start": 0, "middle": 0.5, "end": 1}[label["text-anchor"]]
+        boxes.append((left, float(label["y"]) - tall, left + wide, float(label["y"])))
+    assert len(boxes) == 4
+    for (left, top, right, bottom), (a, b, c, d) in itertools.combinations(boxes, 2):
+        assert right <= a or c <= left or bottom <= b or d <= top
 
 
 def epoch(accuracy=0.5, loss: float | None = 1.0) -> Epoch:

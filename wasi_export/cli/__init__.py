@@ -13,6 +13,7 @@ from wasi_export.cli import (
     inspect,
     merge,
     plan,
+    report,
     run,
     train,
     train_graph,
@@ -69,6 +70,7 @@ for _command in (
     adapt.adapt,
     merge.merge,
     inspect.inspect,
+    report.report,
     doctor.doctor,
 ):
     app.command()(_command)
