@@ -71,7 +71,9 @@ class Instructions(Frozen):
     load_store: int
     branch: int
     ratio_to_first: float = Field(description="of the totals")
-    estimate_ms: tuple[float, float] = Field(description="range of the time on a Raspberry Pi 5, one thread")
+    estimate_ms: tuple[float, float] | None = Field(
+        description="range of the time on one core of the board; None: a board that we know too little of"
+    )
     evidence: Evidence = "emulated"
     estimate_evidence: Evidence = "estimate"
 

@@ -71,7 +71,7 @@ def check_values(check: Check) -> tuple[str, str]:
 
 
 INSTRUCTION_COLUMNS = (
-    ("model", "instructions", "ratio", "SIMD", "FMLA", "dot product", "load, store", "Pi 5, one thread"),
+    ("model", "instructions", "ratio", "SIMD", "FMLA", "dot product", "load, store", "one core"),
     "lrrrrrrr",
 )
 
@@ -79,13 +79,16 @@ INSTRUCTION_COLUMNS = (
 def instruction_row(count: Instructions) -> tuple[str, ...]:
     """Returns the cells of counted instructions, in millions, and the estimate with its name."""
     kinds = (count.simd, count.fmla, count.dot, count.load_store)
-    low, high = count.estimate_ms
+    estimate = "–"
+    if count.estimate_ms is not None:
+        low, high = count.estimate_ms
+        estimate = f"{count.estimate_evidence}: {low:.3g}–{high:.3g} ms"
     return (
         count.model,
         f"{count.total / 1e6:.1f} M",
         f"{count.ratio_to_first:.3f}",
         *(f"{kind / 1e6:.1f} M" for kind in kinds),
-        f"{count.estimate_evidence}: {low:.3g}–{high:.3g} ms",
+        estimate,
     )
 
 

@@ -85,6 +85,7 @@ class Connection:
         client, port = _client(), ("-p", str(address.port)) if address.port else ()
         # /tmp: the path of a socket has 108 characters, and TMPDIR may be long.
         self._sockets = tempfile.TemporaryDirectory(prefix="wx-", dir="/tmp")
+        self._short = shlex.join([*client, *port, self._host])
         self._ssh = (*client, *OPTIONS, "-o", f"ControlPath={self._sockets.name}/%C", *port)
 
     def close(self) -> None:
@@ -149,9 +150,7 @@ class Connection:
                     stdin.close()
         if child.returncode == _LOST:
             last = (stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
-            raise HostError(
-                f"no connection to {self.name}: {last}: does `{shlex.join(words[:-1])}` work by itself?"
-            )
+            raise HostError(f"no connection to {self.name}: {last}: does `{self._short}` work by itself?")
         return subprocess.CompletedProcess(words, child.returncode, stdout, stderr)
 
 

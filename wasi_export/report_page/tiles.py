@@ -69,6 +69,8 @@ def _counted(report: Report, checks: Mapping[str, Check]) -> Iterator[Tile]:
             checks.get(f"instructions of {OWN}"), "growth ≤", lambda value: f"{100 * value:g}{SPACE}%"
         )
         yield Tile("instructions", f"{count.total / 1e6:.1f}", "M", note, share, *limit)
+        if count.estimate_ms is None:
+            continue
         low, high = count.estimate_ms
         yield Tile("estimate, Raspberry Pi 5", f"{low:.2g}–{high:.2g}", "ms", "not measured; one thread")
 
