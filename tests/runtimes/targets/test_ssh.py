@@ -136,28 +136,31 @@ def test_a_board_without_room_is_told_and_left_clean(ssh_board):
         assert target.run(("-c", program), seconds=60).stdout == "[]\n"
 
 
-def test_a_board_without_python_is_told(ssh_board):
+@pytest.fixture
+def pretend(ssh_board):
+    """Gives the board another `python3`."""
     python = ssh_board.folder / "bin" / "python3"
     kept = python.read_text(encoding="utf-8")
-    ssh_board.install("python3", "echo 'python3: not found' >&2; exit 127")
-    try:
-        done = run("doctor", "--target", ssh_board.address)
-    finally:
-        python.write_text(kept, encoding="utf-8")
-    assert done.exit_code == 3
-    assert "not found: install it on the board" in done.stderr
+    yield lambda script: ssh_board.install("python3", script)
+    python.write_text(kept, encoding="utf-8")
 
 
-def test_a_32_bit_board_is_told(ssh_board):
-    python = ssh_board.folder / "bin" / "python3"
-    kept = python.read_text(encoding="utf-8")
-    ssh_board.install("python3", """echo '[[3, 11], "aarch64", 32, "glibc"]'""")
-    try:
-        done = run("doctor", "--target", ssh_board.address)
-    finally:
-        python.write_text(kept, encoding="utf-8")
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo 'python3: not found' >&2; exit 127", "not found: install it on the board"),
+        ("""echo '[[3, 11], "aarch64", 32, "glibc"]'""", "32-bit Python on aarch64"),
+        ("""echo '[[3, 9], "aarch64", 64, "glibc"]'""", "Python 3.9: 3.11 or newer is needed"),
+        ("""echo '[[3, 12], "aarch64", 64, ""]'""", "another libc than glibc"),
+        ("echo hello", "does not tell what it is"),
+    ],
+    ids=["none", "32 bits", "old", "musl", "nonsense"],
+)
+def test_a_board_whose_python_cannot_run_it_is_told(ssh_board, pretend, script, message):
+    pretend(script)
+    done = run("doctor", "--target", ssh_board.address)
     assert done.exit_code == 3
-    assert "32-bit Python on aarch64" in done.stderr
+    assert message in done.stderr
 
 
 def wait_for_program(*words: str) -> psutil.Process:
