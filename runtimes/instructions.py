@@ -28,7 +28,7 @@ from wasi_export.report import Instructions
 from wasi_export.runtimes.session import Session
 from wasi_export.runtimes.targets.arm64 import COUNTER
 from wasi_export.runtimes.targets.packages import cache_folder, content_key, made_once
-from wasi_export.runtimes.targets.target import LocalTarget, output_of
+from wasi_export.runtimes.targets.target import LocalTarget, Target, output_of
 
 MARK = 0x515700
 WARM_UPS = 1
@@ -38,7 +38,7 @@ COMPILERS = ("cc", "gcc", "clang")
 
 
 def count_instructions(
-    target: LocalTarget, models: Sequence[tuple[str, Path]], *, batch: int = 1, seconds: float
+    target: Target, models: Sequence[tuple[str, Path]], *, batch: int = 1, seconds: float
 ) -> tuple[Instructions, ...]:
     """Returns the counts of each (name, ONNX file), in the order given; ratios are to the first.
 
@@ -46,6 +46,7 @@ def count_instructions(
         HostError: there is no C compiler for the plugin, or it took longer.
         ModelFailedError: a model does not load or fails.
     """
+    assert isinstance(target, LocalTarget), "what is emulated is emulated here"
     with tempfile.TemporaryDirectory() as folder:
         counts = Path(folder) / "counts"
         plugin = f"{counter_plugin()},out={counts}"

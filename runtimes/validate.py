@@ -112,7 +112,7 @@ def write_report(report: Report, folder: Path) -> None:
     try:
         write_bytes(folder / "report.json", (report.model_dump_json(indent=2) + "\n").encode())
         write_bytes(folder / "report.md", to_markdown(report).encode())
-        write_bytes(folder / "report.junit.xml", to_junit([report]))
+        write_bytes(folder / "report.junit.xml", to_junit(report))
     except OSError as error:
         raise UsageError(f"cannot write the report to {folder}: {error}: choose another folder") from error
 

@@ -10,7 +10,7 @@ HOST = Host(machine="x86_64", processor="p", cores=1, memory_mb=1, system="Linux
 
 def suite_of(*checks: Check, model: str = "m") -> ET.Element:
     report = Report(bundle="b", model=model, model_sha256="0" * 64, checks=checks, host=HOST)
-    (suite,) = ET.fromstring(to_junit([report]))
+    (suite,) = ET.fromstring(to_junit(report))
     return suite
 
 

@@ -14,21 +14,20 @@ from wasi_export.views import check_values
 SUITE = "wasi-export"
 
 
-def to_junit(reports: list[Report]) -> bytes:
-    """Returns one test suite for each report."""
+def to_junit(report: Report) -> bytes:
+    """Returns the XML, one test suite."""
+    counts = {
+        "tests": str(len(report.checks)),
+        "failures": str(sum(check.status == "failed" for check in report.checks)),
+        "errors": str(sum(check.status == "no data" for check in report.checks)),
+        "skipped": str(sum(check.status == "info" for check in report.checks)),
+    }
+    place = report.target or "this machine"
+    facts = {"name": f"{report.model} on {place}", "hostname": report.host.machine}
     suites = ET.Element("testsuites", name=SUITE)
-    for report in reports:
-        counts = {
-            "tests": str(len(report.checks)),
-            "failures": str(sum(check.status == "failed" for check in report.checks)),
-            "errors": str(sum(check.status == "no data" for check in report.checks)),
-            "skipped": str(sum(check.status == "info" for check in report.checks)),
-        }
-        place = report.target or "this machine"
-        facts = {"name": f"{report.model} on {place}", "hostname": report.host.machine}
-        suite = ET.SubElement(suites, "testsuite", facts | counts)
-        for check in report.checks:
-            _add_case(suite, f"{SUITE}.{report.model}", check)
+    suite = ET.SubElement(suites, "testsuite", facts | counts)
+    for check in report.checks:
+        _add_case(suite, f"{SUITE}.{report.model}", check)
     ET.indent(suites)
     text: bytes = ET.tostring(suites, encoding="utf-8", xml_declaration=True)
     return text + b"\n"

@@ -10,12 +10,11 @@ from pathlib import Path
 from wasi_export.artifact import Bundle, fingerprint, staged_folder
 from wasi_export.errors import HostError, UsageError
 from wasi_export.runtimes.adapt import AdaptProgress
-from wasi_export.runtimes.targets.target import Target, output_of
+from wasi_export.runtimes.targets.target import Target, document_of, output_of
 
-SECONDS = 7 * 24 * 3600.0
-_BEGIN = (
-    "import os, shutil, sys; os.listdir(sys.argv[2]) or shutil.copytree(*sys.argv[1:], dirs_exist_ok=True)"
-)
+SECONDS, ASK_SECONDS = 7 * 24 * 3600.0, 600.0
+_LIST = "import os, sys; print(*os.listdir(sys.argv[1]))"
+_COPY = "import shutil, sys; shutil.copytree(*sys.argv[1:], dirs_exist_ok=True)"
 
 
 def adapt_elsewhere(
@@ -35,16 +34,17 @@ def adapt_elsewhere(
         WasiExportError: what `adapt` raises there.
     """
     there = target.folder(f"state-{fingerprint(bundle.training_identity, state.resolve())}")
-    if state.is_dir() and any(state.iterdir()):
-        output_of(target, ("-c", _BEGIN, target.send(state), there), seconds=600)
-    elif state.exists() and not state.is_dir():
+    if state.exists() and not state.is_dir():
         raise UsageError(f"{state} is no folder: name another for the state")
+    is_here = state.is_dir() and any(state.iterdir())
+    if is_here and not output_of(target, ("-c", _LIST, there), seconds=ASK_SECONDS).stdout.strip():
+        output_of(target, ("-c", _COPY, target.send(state), there), seconds=ASK_SECONDS)
     named = [word for name, path in sources.items() for word in (name, path)]
     arguments = ("-m", "wasi_export", "adapt", target.send(bundle.path), *named, "--state", there, *options)
     try:
-        ended = output_of(target, (*arguments, "--json"), seconds=SECONDS)
+        progress, _ = document_of(target, AdaptProgress, (*arguments, "--json"), seconds=SECONDS)
     except HostError as error:
         raise HostError(f"{error}; what was saved is still there: the same command goes on") from error
     with staged_folder(state, force=True) as folder:
         target.fetch(there, folder)
-    return AdaptProgress.model_validate_json(ended.stdout)
+    return progress

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from wasi_export.artifact import Bundle
 from wasi_export.runtimes.doctor import Examination
-from wasi_export.runtimes.targets.target import Target, output_of
+from wasi_export.runtimes.targets.target import Target, document_of
 
 SECONDS = 600.0
 
@@ -17,5 +17,5 @@ def examine_elsewhere(target: Target, bundle: Path | None) -> Examination:
         IntegrityError: it is no bundle, or a file of it is not what its manifest says.
     """
     sent = [target.send(Bundle.open(bundle).path)] if bundle else []
-    ended = output_of(target, ("-m", "wasi_export", "doctor", *sent, "--json"), seconds=SECONDS)
-    return Examination.model_validate_json(ended.stdout)
+    arguments = ("-m", "wasi_export", "doctor", *sent, "--json")
+    return document_of(target, Examination, arguments, seconds=SECONDS)[0]

@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from wasi_export.artifact import MODEL, Bundle
 from wasi_export.config import Thresholds
 from wasi_export.errors import HostError
@@ -20,12 +18,11 @@ from wasi_export.runtimes import reproduce
 from wasi_export.runtimes.elsewhere.data import data_on
 from wasi_export.runtimes.host import describe_host
 from wasi_export.runtimes.instructions import count_instructions
-from wasi_export.runtimes.targets.target import LocalTarget, Target, output_of
+from wasi_export.runtimes.targets.target import RUN_SECONDS, Target, document_of
 from wasi_export.runtimes.validate import at_most, size_check, without_data
 
 INSTRUCTION_GROWTH = 0.02
 """By how much the instructions of a model may grow from one report to the next."""
-RUN_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def validate_elsewhere(target: Target, bundle: Bundle, thresholds: Thresholds, a
             checks += _accuracy_there(target, there, bundle, thresholds, asked, Path(folder))
         checks += reproduce.compare(bundle, results, name=target.name)
         counts: tuple[Instructions, ...] = ()
-        if isinstance(target, LocalTarget) and target.evidence == "emulated":
+        if target.evidence == "emulated":
             counts = count_instructions(target, _models(bundle, asked.baseline), seconds=RUN_SECONDS)
             checks += _count_checks(counts, asked.before)
     return Report(
@@ -86,24 +83,16 @@ def _results(target: Target, there: str, asked: Elsewhere, folder: Path) -> tupl
     scratch = target.folder(f"reproduce-{secrets.token_hex(8)}")
     module = ("-m", reproduce.__name__, there, f"{scratch}/results.safetensors")
     try:
-        ended = output_of(target, (*module, f"{asked.seconds:g}", str(asked.steps)), seconds=RUN_SECONDS)
+        host, _ = document_of(target, Host, (*module, f"{asked.seconds:g}", str(asked.steps)))
         target.fetch(scratch, folder)
     finally:
         target.remove(scratch)
-    host = _parsed(ended.stdout, target)
     own, other = (facts["onnxruntime"] for facts in (describe_host().versions, host.versions))
     if own != other:
         raise HostError(
             f"{target.name} has onnxruntime {other}, this machine {own}: compare the same version"
         )
     return reproduce.read(folder / "results.safetensors"), host
-
-
-def _parsed(text: str, target: Target) -> Host:
-    try:
-        return Host.model_validate_json(text)
-    except ValidationError as error:
-        raise HostError(f"{target.name} does not tell what it is: {text[:100]!r}") from error
 
 
 def _validate_there(
@@ -118,8 +107,7 @@ def _validate_there(
     if asked.data:
         arguments += ["--data", data_on(target, asked.data, bundle.manifest.classes, folder)]
         arguments += [f"--limit={asked.limit}"] if asked.limit else []
-    ended = output_of(target, arguments, seconds=RUN_SECONDS)
-    report = Report.model_validate_json(ended.stdout)
+    report, ended = document_of(target, Report, arguments)
     checks = report.checks
     if ended.board and ended.board.problems:
         reason = f"not valid: {', '.join(ended.board.problems)}"

@@ -17,8 +17,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from pydantic import BaseModel
-
+from wasi_export.config import Frozen
 from wasi_export.errors import ExitCode
 from wasi_export.report import BoardRun
 from wasi_export.runtimes.targets.board import Watch
@@ -26,7 +25,7 @@ from wasi_export.runtimes.targets.board import Watch
 SAVE_SECONDS = 15
 
 
-class Supervised(BaseModel, frozen=True):
+class Supervised(Frozen):
     """How the program ended."""
 
     code: int

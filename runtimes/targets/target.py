@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from wasi_export.errors import (
     CheckFailedError,
@@ -22,6 +24,10 @@ from wasi_export.errors import (
 )
 from wasi_export.report import BoardRun, Evidence
 
+Document = TypeVar("Document", bound=BaseModel)
+
+RUN_SECONDS = 3600.0
+"""For what is checked or measured on a target."""
 ERRORS: Mapping[int, type[WasiExportError]] = {
     ExitCode.CHECK_FAILED: CheckFailedError,
     ExitCode.USAGE: UsageError,
@@ -160,6 +166,24 @@ def output_of(target: Target, arguments: Sequence[str], *, seconds: float) -> Fi
     if ended.code < 0:
         raise ModelFailedError(f"{message} (killed by signal {-ended.code})")
     raise ERRORS.get(ended.code, HostError)(message)
+
+
+def document_of(
+    target: Target, kind: type[Document], arguments: Sequence[str], *, seconds: float = RUN_SECONDS
+) -> tuple[Document, Finished]:
+    """Returns the document that a program of ours printed on a target, and how the program ended.
+
+    Raises:
+        WasiExportError: the error that the program ended with, and on which target.
+        HostError: it printed something else.
+    """
+    ended = output_of(target, arguments, seconds=seconds)
+    try:
+        return kind.model_validate_json(ended.stdout), ended
+    except ValidationError as error:
+        raise HostError(
+            f"{target.name} gave no {kind.__name__} but {ended.stdout[:100]!r}: what else prints there?"
+        ) from error
 
 
 def _is_result(text: str) -> bool:

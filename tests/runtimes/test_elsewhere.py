@@ -12,12 +12,13 @@ from wasi_export.artifact import Bundle
 from wasi_export.config import Thresholds
 from wasi_export.datasets import load_labelled
 from wasi_export.errors import HostError, ModelFailedError, UsageError
-from wasi_export.report import Instructions
+from wasi_export.report import Host, Instructions
+from wasi_export.runtimes.elsewhere.adapt import adapt_elsewhere
 from wasi_export.runtimes.elsewhere.bench import bench_elsewhere
 from wasi_export.runtimes.elsewhere.data import data_on
 from wasi_export.runtimes.elsewhere.validate import Elsewhere, _count_checks, validate_elsewhere
 from wasi_export.runtimes.instructions import estimate_ms
-from wasi_export.runtimes.targets.target import LocalTarget, output_of
+from wasi_export.runtimes.targets.target import LocalTarget, document_of, output_of
 
 
 @pytest.fixture
@@ -108,3 +109,21 @@ def test_instructions_of_more_threads_are_refused(tmp_path):
     emulated = LocalTarget("emulated", "emulated", Path(sys.executable), os.environ, tmp_path)
     with pytest.raises(UsageError, match="--threads 2"):
         bench_elsewhere(emulated, [], batch=1, threads=2, rounds=1, warmup=0)
+
+
+def test_a_program_that_prints_something_else_is_told(there):
+    with pytest.raises(HostError, match=r"there gave no Host but 'hello\\n'"):
+        document_of(there, Host, ("-c", "print('hello')"))
+
+
+def test_a_state_that_is_there_is_not_sent_again(there, learning_bundle, tmp_path, monkeypatch):
+    images = str(make_images(tmp_path / "images"))
+    sent: list[Path] = []
+    send = LocalTarget.send
+    monkeypatch.setattr(LocalTarget, "send", lambda target, path: (sent.append(path), send(target, path))[1])
+    for _ in range(2):
+        adapt_elsewhere(
+            there, Bundle.open(learning_bundle), {"--data": images, "--val": images}, (), tmp_path / "state"
+        )
+    assert sent == [learning_bundle, learning_bundle]
+    assert (tmp_path / "state" / "state.safetensors").is_file()

@@ -33,12 +33,13 @@ def bench(
     from wasi_export.artifact import Bundle
     from wasi_export.report import Benchmark
     from wasi_export.runtimes.bench import measure_latency
-    from wasi_export.runtimes.elsewhere.bench import bench_elsewhere
     from wasi_export.runtimes.host import describe_host
 
     files = [path if path.suffix == ".onnx" else Bundle.open(path).model_path for path in models]
     named = list(zip(map(str, models), files, strict=True))
     if target:
+        from wasi_export.runtimes.elsewhere.bench import bench_elsewhere
+
         outcomes = on_targets(
             target,
             lambda there: bench_elsewhere(

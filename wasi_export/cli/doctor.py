@@ -26,10 +26,11 @@ def doctor(
     Exit code 3 where something keeps models from running; what makes them slow is a warning.
     """
     from wasi_export.runtimes.doctor import Examination, examine, try_bundle
-    from wasi_export.runtimes.elsewhere.doctor import examine_elsewhere
     from wasi_export.runtimes.machine import gather
 
     if target:
+        from wasi_export.runtimes.elsewhere.doctor import examine_elsewhere
+
         outcomes = on_targets(target, lambda there: examine_elsewhere(there, bundle))
         examined = [(outcome.name, outcome.result) for outcome in outcomes if outcome.error is None]
         if not as_json:

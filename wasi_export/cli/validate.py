@@ -62,7 +62,6 @@ def validate(
     from wasi_export.config import Thresholds
     from wasi_export.datasets import load_labelled
     from wasi_export.errors import UsageError
-    from wasi_export.runtimes.elsewhere.validate import Elsewhere, validate_elsewhere
     from wasi_export.runtimes.validate import read_report
     from wasi_export.runtimes.validate import validate as validate_bundle
 
@@ -79,6 +78,8 @@ def validate(
     opened = Bundle.open(bundle)
     twin = Bundle.open(baseline) if baseline else None
     if target:
+        from wasi_export.runtimes.elsewhere.validate import Elsewhere, validate_elsewhere
+
         asked = Elsewhere(
             baseline=twin,
             data=data,
