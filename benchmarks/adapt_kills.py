@@ -39,8 +39,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from wasi_export.artifact import write_bytes
 from wasi_export.datasets import load_splits
+from wasi_export.durable import write_bytes
 from wasi_export.runtimes.host import describe_host
 from wasi_export.runtimes.state_folder import PREVIOUS, STATE
 

@@ -15,7 +15,7 @@ import torch
 from onnx import numpy_helper
 from safetensors.torch import save_file
 
-from wasi_export.artifact import file_sha256
+from wasi_export.durable import file_sha256
 from wasi_export.errors import HostError, IntegrityError
 
 MODEL = "vit_small_patch14_dinov2"

@@ -21,9 +21,9 @@ from typing import Any
 from inference import OPSET, SPEC, make_model, plan_of, save
 from pages import fill
 
-from wasi_export.artifact import write_bytes
 from wasi_export.converters.inference import export_inference
 from wasi_export.converters.quantize import to_int8
+from wasi_export.durable import write_bytes
 from wasi_export.runtimes.bench import measure_latency
 from wasi_export.runtimes.host import describe_host
 from wasi_export.runtimes.instructions import count_instructions

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from wasi_export.artifact import write_bytes
+from wasi_export.durable import write_bytes
 
 
 def fill(page: Path, mark: str, end: str, text: str) -> None:

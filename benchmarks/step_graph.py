@@ -35,7 +35,7 @@ from pages import fill
 from step_graph_models import CASES, write_case
 from step_graph_ort_forward import ORT_CASES, ORT_TRAINING, write_ort_training
 
-from wasi_export.artifact import write_bytes
+from wasi_export.durable import write_bytes
 from wasi_export.runtimes.host import describe_host
 from wasi_export.views import markdown_table
 

@@ -32,8 +32,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from wasi_export.artifact import file_sha256
 from wasi_export.config import SubspaceConfig
+from wasi_export.durable import file_sha256
 from wasi_export.errors import HostError, IntegrityError
 from wasi_export.runtimes.host import describe_host
 from wasi_export.subspace import factorize_model

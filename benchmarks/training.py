@@ -35,7 +35,7 @@ from training_tables import tables
 from training_text import RESULT as TEXT_RESULT
 from training_text import to_markdown as text_table
 
-from wasi_export.artifact import write_bytes
+from wasi_export.durable import write_bytes
 from wasi_export.runtimes.host import describe_host
 
 RESULT = Path("benchmarks/results/training.json")

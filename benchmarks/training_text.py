@@ -25,8 +25,8 @@ import torch
 from text_encoder import SOURCE, TextEncoder, docstrings_of, find_folder, read_encoder
 from torch import Tensor, nn
 
-from wasi_export.artifact import write_bytes
 from wasi_export.config import SubspaceConfig, TrainConfig
+from wasi_export.durable import write_bytes
 from wasi_export.subspace.inject import factor_layers
 from wasi_export.subspace.planner import decide, measure_layers
 from wasi_export.training.first_part import lora_form

@@ -17,9 +17,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from wasi_export.artifact import fingerprint
 from wasi_export.config import Frozen
 from wasi_export.datasets import ImageSet
+from wasi_export.durable import fingerprint
 from wasi_export.errors import ConfigError, DataError, HostError, ModelFailedError
 from wasi_export.interrupt import StopSignals, TrainingInterrupted, stop_signals
 from wasi_export.progress import Track, silent

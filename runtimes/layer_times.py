@@ -27,9 +27,9 @@ import onnxruntime as ort
 from pydantic import Field, ValidationError
 
 from wasi_export.allocate import LayerTimes
-from wasi_export.artifact import write_bytes
 from wasi_export.config import Frozen
 from wasi_export.cost import FLOAT_BYTES, LinearForm
+from wasi_export.durable import write_bytes
 from wasi_export.errors import IntegrityError
 from wasi_export.progress import Track, silent
 from wasi_export.runtimes.host import describe_host

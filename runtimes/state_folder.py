@@ -23,8 +23,8 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from wasi_export.artifact import sync_folder, write_bytes
 from wasi_export.config import Frozen
+from wasi_export.durable import sync_folder, write_bytes
 from wasi_export.errors import ConfigError, IntegrityError, UsageError
 
 STATE, PREVIOUS, BEST = "state.safetensors", "previous.safetensors", "best.safetensors"

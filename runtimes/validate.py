@@ -11,9 +11,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from wasi_export.artifact import MODEL, Bundle, write_bytes
+from wasi_export.artifact import MODEL, Bundle
 from wasi_export.config import Thresholds
 from wasi_export.datasets import ImageSet
+from wasi_export.durable import write_bytes
 from wasi_export.errors import DataError, UsageError
 from wasi_export.junit import to_junit
 from wasi_export.progress import Track, silent

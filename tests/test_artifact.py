@@ -10,18 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wasi_export.artifact import (
-    GOLDEN,
-    MANIFEST,
-    MANIFEST_DIGEST,
-    MODEL,
-    Bundle,
-    file_sha256,
-    fingerprint,
-    staged_folder,
-    write_bundle_manifest,
-    write_bytes,
-)
+from wasi_export.artifact import GOLDEN, MANIFEST, MANIFEST_DIGEST, MODEL, Bundle, write_bundle_manifest
+from wasi_export.durable import file_sha256, fingerprint, staged_folder, write_bytes
 from wasi_export.errors import ArtifactExistsError, IntegrityError, UsageError
 
 FILES = (MODEL, GOLDEN, "config.toml", MANIFEST, MANIFEST_DIGEST)

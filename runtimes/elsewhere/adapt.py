@@ -7,7 +7,8 @@ goes on from it, also after a lost connection. Where the target has none, the on
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from wasi_export.artifact import Bundle, fingerprint, staged_folder
+from wasi_export.artifact import Bundle
+from wasi_export.durable import fingerprint, staged_folder
 from wasi_export.errors import HostError, UsageError
 from wasi_export.runtimes.adapt import AdaptProgress
 from wasi_export.runtimes.targets.target import Target, document_of, output_of

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import wasi_export
 from wasi_export import runtimes
-from wasi_export.artifact import file_sha256, fingerprint
+from wasi_export.durable import file_sha256, fingerprint
 from wasi_export.errors import HostError
 
 GLIBC_TAGS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")

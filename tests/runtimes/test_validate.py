@@ -3,9 +3,10 @@ import json
 import pytest
 from helpers import CLASSES, make_bundle, make_images
 
-from wasi_export.artifact import Bundle, file_sha256
+from wasi_export.artifact import Bundle
 from wasi_export.config import Thresholds
 from wasi_export.datasets import load_labelled
+from wasi_export.durable import file_sha256
 from wasi_export.errors import DataError, ExitCode, UsageError
 from wasi_export.report import Report
 from wasi_export.runtimes.validate import validate, write_report

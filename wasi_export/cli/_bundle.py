@@ -23,9 +23,7 @@ from wasi_export.artifact import (
     Manifest,
     ModelFacts,
     creation_time,
-    staged_folder,
     write_bundle_manifest,
-    write_bytes,
 )
 from wasi_export.cli._fold import choose_folds
 from wasi_export.cli._quantize import Source, add_quantized
@@ -36,6 +34,7 @@ from wasi_export.converters.inference import OUTPUT_NAME, reference_outputs, wri
 from wasi_export.converters.merge import with_values
 from wasi_export.converters.simplify import fold_normalization, simplify
 from wasi_export.datasets import ImageSet, load_calibration, load_data
+from wasi_export.durable import staged_folder, write_bytes
 from wasi_export.errors import ConfigError, UnsupportedModelError
 from wasi_export.progress import Track, silent
 from wasi_export.ranks import Plan

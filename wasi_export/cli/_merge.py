@@ -27,17 +27,14 @@ from wasi_export.artifact import (
     Quantized,
     TrainingGraph,
     creation_time,
-    file_sha256,
-    fingerprint,
-    staged_folder,
     write_bundle_manifest,
-    write_bytes,
 )
 from wasi_export.cli._quantize import Source, add_quantized
 from wasi_export.config import Config, Frozen
 from wasi_export.converters.check import check_factors
 from wasi_export.converters.merge import frozen_tensors, read_evaluate, with_values
 from wasi_export.datasets import ImageSet, load_labelled
+from wasi_export.durable import file_sha256, fingerprint, staged_folder, write_bytes
 from wasi_export.errors import UsageError
 from wasi_export.progress import Track, silent
 from wasi_export.ranks import Plan

@@ -6,7 +6,6 @@ from tempfile import TemporaryDirectory
 
 import typer
 
-from wasi_export.artifact import write_bytes
 from wasi_export.cli._console import track
 from wasi_export.cli._lock import locked
 from wasi_export.cli._stages import StageCache, StageKeys
@@ -14,6 +13,7 @@ from wasi_export.cli._summary import RunSummary, StepMemoryPair, read_document
 from wasi_export.cli._torch import prepare_torch
 from wasi_export.cli.train import epoch_line
 from wasi_export.config import Config, TrainMethod
+from wasi_export.durable import write_bytes
 from wasi_export.errors import HostError
 
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from wasi_export.artifact import QUANTIZED_MODELS, Bundle, Golden, InputSpec, Quantized, write_bytes
+from wasi_export.artifact import QUANTIZED_MODELS, Bundle, Golden, InputSpec, Quantized
 from wasi_export.config import Int8Factors, Quantize
 from wasi_export.converters.quantize import other_factors, quantizable_weights, to_fp16_storage, to_int8
 from wasi_export.datasets import ImageSet
+from wasi_export.durable import write_bytes
 from wasi_export.errors import CheckFailedError
 from wasi_export.progress import Track, silent
 from wasi_export.runtimes.accuracy import predict

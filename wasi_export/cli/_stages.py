@@ -15,9 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Self
 
-from wasi_export.artifact import file_sha256, fingerprint, write_bytes
 from wasi_export.config import Config
 from wasi_export.datasets import load_data
+from wasi_export.durable import file_sha256, fingerprint, write_bytes
 from wasi_export.errors import IntegrityError
 
 STAGES = "stages.json"

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from wasi_export.artifact import fingerprint
 from wasi_export.config import Config, read_toml
+from wasi_export.durable import fingerprint
 from wasi_export.errors import ConfigError, UsageError
 
 T = TypeVar("T")

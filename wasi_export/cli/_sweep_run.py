@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from wasi_export.artifact import write_bytes
 from wasi_export.cli._lock import is_locked
 from wasi_export.cli._pipeline import Pipeline, say
 from wasi_export.cli._summary import RunSummary
 from wasi_export.cli._sweep import Job
+from wasi_export.durable import write_bytes
 from wasi_export.errors import ExitCode
 
 JOB_CONFIG = "config.toml"

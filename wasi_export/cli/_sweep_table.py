@@ -7,11 +7,11 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field
 
-from wasi_export.artifact import write_bytes
 from wasi_export.cli._lock import locked
 from wasi_export.cli._summary import RunSummary
 from wasi_export.cli._sweep import Job
 from wasi_export.config import Frozen
+from wasi_export.durable import write_bytes
 from wasi_export.views import markdown_table
 
 SEED = "seed"

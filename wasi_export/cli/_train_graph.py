@@ -21,9 +21,7 @@ from wasi_export.artifact import (
     Golden,
     InputSpec,
     TrainingGraph,
-    staged_folder,
     write_bundle_manifest,
-    write_bytes,
 )
 from wasi_export.config import AdaptConfig, Config
 from wasi_export.converters.inference import write_source
@@ -33,6 +31,7 @@ from wasi_export.converters.step_graph.function import StepSettings
 from wasi_export.converters.step_graph.rates import parameter_rates
 from wasi_export.converters.step_graph.trainable import trainable_names
 from wasi_export.converters.training_step import ExportedStep, export_training_step
+from wasi_export.durable import staged_folder, write_bytes
 from wasi_export.errors import ConfigError, ParityError
 from wasi_export.run_folder import CONFIG
 from wasi_export.runtimes.parity import PARITY_TOLERANCE

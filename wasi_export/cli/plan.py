@@ -59,8 +59,8 @@ def plan(
     measures = {"epsilon": epsilon, "fraction": fraction}
     given += [f"subspace.{key}={value}" for key, value in measures.items() if value is not None]
     settings = read_config(config, [*by_error, *(overrides or ()), *given])
-    from wasi_export.artifact import write_bytes
     from wasi_export.datasets import load_data
+    from wasi_export.durable import write_bytes
     from wasi_export.errors import ArtifactExistsError
 
     if out is not None and out.exists() and not force:

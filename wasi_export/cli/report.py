@@ -28,8 +28,8 @@ def report(
 
     The exit code says whether the page was written; the verdict is on it.
     """
-    from wasi_export.artifact import write_bytes
     from wasi_export.cli._report_inputs import read_inputs, report_folder_of
+    from wasi_export.durable import write_bytes
     from wasi_export.errors import ArtifactExistsError, UsageError
     from wasi_export.report_page import render_page
 

@@ -8,8 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from wasi_export.artifact import file_sha256, write_bytes
 from wasi_export.config import Config
+from wasi_export.durable import file_sha256, write_bytes
 from wasi_export.errors import IntegrityError
 from wasi_export.ranks import Plan
 from wasi_export.run_folder import CONFIG, FACTS, OPTIMIZER, PLAN, WEIGHTS, RunFacts

@@ -16,8 +16,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from wasi_export.artifact import write_bytes
 from wasi_export.config import TrainConfig
+from wasi_export.durable import write_bytes
 from wasi_export.interrupt import TrainingInterrupted, stop_signals
 from wasi_export.progress import Track, silent
 from wasi_export.training.data import Batch, EpochBatches

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from wasi_export.artifact import write_bytes
 from wasi_export.config import Frozen
+from wasi_export.durable import write_bytes
 from wasi_export.errors import ConfigError, IntegrityError
 
 CHECKPOINT = "checkpoint.safetensors"

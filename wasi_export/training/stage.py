@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import nn
 
-from wasi_export.artifact import file_sha256, fingerprint, write_bytes
 from wasi_export.config import Config, TrainConfig, TrainMethod
 from wasi_export.datasets import ImageSet, load_data
+from wasi_export.durable import file_sha256, fingerprint, write_bytes
 from wasi_export.errors import ArtifactExistsError, ConfigError, UsageError
 from wasi_export.progress import Track, silent
 from wasi_export.ranks import Plan
