@@ -16,9 +16,13 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 
-# The same examples on every run, and no failure because another process had the processor.
+# The same examples on every run, and no failure because another process had the processor. `thorough` is for
+# once in a while: HYPOTHESIS_PROFILE=thorough, or pytest --hypothesis-profile=thorough.
 hypothesis.settings.register_profile("tests", derandomize=True, deadline=None)
-hypothesis.settings.load_profile("tests")
+hypothesis.settings.register_profile(
+    "thorough", max_examples=1000, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tests"))
 
 
 @pytest.fixture

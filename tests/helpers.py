@@ -1,7 +1,9 @@
 """A tiny real bundle and tiny real images, for tests that need no torch."""
 
+import json
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
@@ -40,6 +42,7 @@ TRAINING = TrainingGraph(
     model_parameters=102,
     parity_error=0.0,
 )
+SCHEMAS = Path(__file__).parents[1] / "docs" / "schemas"
 CLASSES = ("dark", "light")
 SIZE = 4
 SPEC = InputSpec(height=SIZE, width=SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop_pct=1.0)
@@ -67,11 +70,11 @@ def factors() -> dict[str, NDArray[np.float32]]:
     }
 
 
-def make_model(*, opset: int = 23, ir_version: int = 10, batch: str = "B") -> bytes:
-    """Returns the ONNX file of the model."""
+def make_model(*, opset: int = 23, ir_version: int = 10, batch: str = "B", sign: int = 1) -> bytes:
+    """Returns the ONNX file of the model; with sign -1 it takes dark for light."""
     model = parser.parse_model(MODEL_TEXT.format(opset=opset, ir_version=ir_version, batch=batch))
-    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in factors().items())
-
+    weights = factors() | {"left": np.float32(sign) * factors()["left"]}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in weights.items())
     return model.SerializeToString()
 
 
@@ -167,3 +170,9 @@ def make_images(folder: Path, *, wrong: int = 0) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (9, 7), (grey, grey, grey)).save(path)
     return folder
+
+
+def require_schema(name: str, text: str | bytes) -> None:
+    """Fails unless a JSON document is valid under the schema that is published for it."""
+    schema = json.loads((SCHEMAS / f"{name}.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(json.loads(text))

@@ -2,6 +2,7 @@
 
     bundle/ manifest.json      sha256 and size of every other file, and all a reader needs to know
             manifest.sha256    of manifest.json, as `sha256sum` writes and checks it
+            bundle.sig         where it was signed, a signature of all the others (`signing.py`)
             model.onnx         inference graph, factors explicit, dynamic batch
             model.int8.onnx    or model.fp16.onnx: the same in smaller numbers, where asked for
             golden/golden.safetensors   inputs, reference outputs, labels: a board checks itself with them
@@ -14,29 +15,36 @@
                   plan.json               the factored layers, before any was folded
             config.toml plan.json
 
-Nothing here is ever unpickled, and no file of a bundle is opened before its hash is right.
+Nothing here is ever unpickled, and no file of a bundle is opened before its hash is right. A right hash says
+nothing of who wrote the bundle, so what is in the graphs and tensors is looked at as well (`untrusted/`).
 """
 
 import hashlib
+import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field, StringConstraints, model_validator
 
 from wasi_export.config import AdaptConfig, Frozen, NumberForm, TrainMethod
 from wasi_export.durable import file_sha256, fingerprint, write_bytes
-from wasi_export.errors import ConfigError, IntegrityError
+from wasi_export.errors import ConfigError, IntegrityError, MalformedError
 from wasi_export.ranks import LayerPlan
+from wasi_export.untrusted.document import parse_document, read_some
+from wasi_export.untrusted.graph import MAX_BYTES, GraphFacts, check_graph
+from wasi_export.untrusted.tensors import check_tensors
 
 MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.sha256"
+SIGNATURE = "bundle.sig"
 MODEL = "model.onnx"
 QUANTIZED_MODELS: Mapping[NumberForm, str] = {"int8": "model.int8.onnx", "fp16-storage": "model.fp16.onnx"}
 GOLDEN = "golden/golden.safetensors"
@@ -47,14 +55,23 @@ TRAINED_PLAN = "train/plan.json"
 NEXT = ".next"
 """Of the name of an output of the step that is the new value of an input."""
 
+MAX_FILES = 1000
+MAX_SIDE = 2**14
+"""Of an image, in pixels."""
 _REPAIR = "export it again or copy it again"
+
+
+FileName = Annotated[
+    str, StringConstraints(pattern=r"^(\w[\w.-]*/)*\w[\w.-]*\.(onnx|safetensors|json|toml|md)$")
+]
+"""Of a file of the bundle, below its folder. No other kinds of files: none is ever unpickled or run."""
 
 
 class FileEntry(Frozen):
     """What a file of the bundle must be."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    size_bytes: int = Field(ge=0)
+    size_bytes: int = Field(ge=0, le=MAX_BYTES)
 
 
 class InputSpec(Frozen):
@@ -62,12 +79,22 @@ class InputSpec(Frozen):
 
     name: str = "images"
     channels: Literal[1, 3] = 3
-    height: int = Field(ge=1)
-    width: int = Field(ge=1)
+    height: int = Field(ge=1, le=MAX_SIDE)
+    width: int = Field(ge=1, le=MAX_SIDE)
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
-    crop_pct: float = Field(1.0, gt=0, le=1)
+    crop_pct: float = Field(1.0, ge=0.01, le=1)
+
+    @model_validator(mode="after")
+    def _channels_have_mean_and_std(self) -> Self:
+        if not len(self.mean) == len(self.std) == self.channels or not all(
+            0 < std < math.inf for std in self.std
+        ):
+            raise ValueError(
+                f"mean and std need {self.channels} numbers, std above 0, got {self.mean}, {self.std}"
+            )
+        return self
 
 
 class ModelFacts(Frozen):
@@ -90,6 +117,12 @@ class Quantized(Frozen):
     images: int = Field(description="that the drop was measured on")
     latency_ratio: float = Field(description="time over that of the fp32 graph, where it was exported")
     kept: tuple[str, ...] = Field((), description="weights whose products stay fp32")
+
+    @model_validator(mode="after")
+    def _file_is_of_the_bundle(self) -> Self:
+        if self.file not in (None, wanted := QUANTIZED_MODELS[self.form]):
+            raise ValueError(f"a graph in {self.form} is {wanted}, got {self.file!r}")
+        return self
 
     def __str__(self) -> str:
         if self.file is None:
@@ -152,7 +185,7 @@ class Manifest(Frozen):
     metrics: Mapping[str, float] = Field(description="of the training run")
     tools: Mapping[str, str] = Field(description="versions that made the bundle")
     created: str = Field(description="ISO 8601, UTC; from SOURCE_DATE_EPOCH where it is set")
-    files: Mapping[str, FileEntry] = {}
+    files: Mapping[FileName, FileEntry] = Field({}, max_length=MAX_FILES)
 
 
 @dataclass(frozen=True)
@@ -190,16 +223,17 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Returns the bundle in a folder, after checking the size and sha256 of every file.
+        """Returns the bundle in a folder, after checking the size, the sha256 and the contents of every file.
 
         Raises:
-            IntegrityError: the folder is no bundle, or a file is missing, changed or not in the manifest.
+            IntegrityError: the folder is no bundle, or a file is missing, changed, not in the manifest, or
+                holds what no bundle may hold.
         """
         if not path.is_dir():
             raise IntegrityError(f"no bundle at {path}: give the folder that `wasi-export export` wrote")
         manifest = _read_manifest(path)
         try:
-            problems = _differences(path, manifest.files)
+            problems = _differences(path, manifest) or list(_harm(path, manifest))
         except OSError as error:
             raise IntegrityError(f"bundle {path} cannot be read: {error}") from error
         if problems:
@@ -216,16 +250,26 @@ class Bundle:
         """Returns the golden data.
 
         Raises:
-            IntegrityError: the file is not what the library wrote.
+            IntegrityError: the file holds something else, or data of another model.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         try:
             tensors = load_file(self.path / GOLDEN)
-            return Golden(tensors["images"], tensors["outputs"], tensors["labels"])
-        except (OSError, KeyError, SafetensorError) as error:
+        except (OSError, SafetensorError) as error:
             raise IntegrityError(f"{self.path / GOLDEN} holds no golden data: {error}") from error
+        spec, classes = self.manifest.input, len(self.manifest.classes)
+        count = len(tensors["labels"]) if "labels" in tensors and tensors["labels"].ndim else 0
+        expected = {
+            "images": (np.dtype(np.float32), (count, spec.channels, spec.height, spec.width)),
+            "outputs": (np.dtype(np.float32), (count, classes)),
+            "labels": (np.dtype(np.int64), (count,)),
+        }
+        if {name: (value.dtype, value.shape) for name, value in tensors.items()} != expected:
+            found = {name: f"{value.dtype} {list(value.shape)}" for name, value in tensors.items()}
+            raise IntegrityError(f"{self.path / GOLDEN} holds no golden data of this model but {found}")
+        return Golden(**tensors)
 
 
 def write_bundle_manifest(folder: Path, manifest: Manifest) -> None:
@@ -265,37 +309,73 @@ def _read_manifest(folder: Path) -> Manifest:
     for name in (MANIFEST, MANIFEST_DIGEST):
         if not (folder / name).exists():
             raise IntegrityError(f"{folder} has no {name}: it is not a whole bundle, {_REPAIR}")
-        if (folder / name).is_symlink() or not (folder / name).is_file():
+        if not _is_own_file(folder / name):
             raise IntegrityError(f"{folder / name} is a link or not a plain file: {_REPAIR}")
     try:
-        data = (folder / MANIFEST).read_bytes()
-        if (folder / MANIFEST_DIGEST).read_bytes() != _digest_line(data):
+        data, digest = (read_some(folder / name) for name in (MANIFEST, MANIFEST_DIGEST))
+        if digest != _digest_line(data):
             raise IntegrityError(f"{folder / MANIFEST} is not what {MANIFEST_DIGEST} says: {_REPAIR}")
-        return Manifest.model_validate_json(data)
-    except (OSError, ValidationError) as error:
-        first = " ".join(str(error).splitlines()[:3])
-        raise IntegrityError(f"{folder / MANIFEST} is not a manifest: {first}") from None
+        return parse_document(data, Manifest)
+    except (OSError, MalformedError) as error:
+        raise IntegrityError(f"{folder / MANIFEST} is not a manifest: {error}") from None
 
 
 def _described_files(folder: Path) -> set[str]:
-    """Returns all that the manifest must list: every file and link below the folder but its own two."""
+    """Returns all that the manifest must list: every file and link below the folder but its own ones."""
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
-    return found - {MANIFEST, MANIFEST_DIGEST}
+    return found - {MANIFEST, MANIFEST_DIGEST, SIGNATURE}
 
 
-def _differences(folder: Path, expected: Mapping[str, FileEntry]) -> list[str]:
+def _differences(folder: Path, manifest: Manifest) -> list[str]:
     """Returns a line for every file that is missing, linked, changed or unknown."""
-    present = _described_files(folder)
+    present, expected = _described_files(folder), manifest.files
     problems = [f"{name} is missing" for name in sorted(expected.keys() - present)]
     problems += [f"{name} is not in the manifest" for name in sorted(present - expected.keys())]
-    if MODEL not in expected:
-        problems.append(f"the manifest lists no {MODEL}")
+    needed = {MODEL, manifest.quantized.file if manifest.quantized else None} - {None}
+    problems += [f"the manifest lists no {name}" for name in needed - expected.keys()]
+    if os.path.lexists(folder / SIGNATURE) and not _is_own_file(folder / SIGNATURE):
+        problems.append(f"{SIGNATURE} is a link or not a plain file")
     for name in sorted(expected.keys() & present):
         file, entry = folder / name, expected[name]
-        if file.is_symlink() or not file.is_file():
+        if not _is_own_file(file):
             problems.append(f"{name} is a link or not a plain file")
         elif (size := file.stat().st_size) != entry.size_bytes:
             problems.append(f"{name} has {size} bytes, the manifest says {entry.size_bytes}")
         elif (digest := file_sha256(file)) != entry.sha256:
             problems.append(f"{name} has sha256 {digest[:12]}…, the manifest says {entry.sha256[:12]}…")
     return problems
+
+
+def _is_own_file(path: Path) -> bool:
+    """Returns whether it is a plain file with this one name: what has another can be changed from there."""
+    found = path.lstat()
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+
+
+def _harm(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """Yields a line for every file that has its hash, but not what a bundle may hold."""
+    spec = manifest.input
+    for name in manifest.files:
+        try:
+            if name.endswith(".safetensors"):
+                check_tensors(folder / name)
+            elif name.endswith(".onnx"):
+                facts = check_graph(folder / name)
+                if "/" not in name:
+                    _require_io(facts, spec, manifest.output, len(manifest.classes))
+        except MalformedError as error:
+            yield f"{name} is not safe to open: {error}"
+
+
+def _require_io(facts: GraphFacts, spec: InputSpec, output: str, classes: int) -> None:
+    """Lets the graphs of the model pass that take and give what the manifest says.
+
+    Raises:
+        MalformedError: it has another input or output.
+    """
+    wanted = ({spec.name: (spec.channels, spec.height, spec.width)}, {output: (classes,)})
+    for kind, found, expected in zip(("input", "output"), (facts.inputs, facts.outputs), wanted, strict=True):
+        if {name: shape[1:] for name, shape in found.items()} != expected:
+            raise MalformedError(
+                f"it has the {kind} {found}, the manifest says {expected} after the batch axis"
+            )

@@ -14,6 +14,7 @@
     ├── ModelFailedError        4   the model failed while running
     ├── NothingToCheckError     5   nothing to check, so nothing passed
     └── IntegrityError          6   a file is not what its manifest says
+        └── MalformedError          nor what any program of ours writes
 
 A message says what was wrong, the value that was got, and what to do.
 """
@@ -103,3 +104,7 @@ class IntegrityError(WasiExportError):
     """A file is missing, changed, or not described by the manifest."""
 
     exit_code = ExitCode.INTEGRITY
+
+
+class MalformedError(IntegrityError):
+    """A file holds what no program of ours writes; the message does not name it."""

@@ -7,15 +7,17 @@ blocks of 16, the last of them also of 8, and a rank just past a block costs up 
 
 import math
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from wasi_export.config import ActivationMode, FactorMethod, Frozen, SubspaceConfig
-from wasi_export.errors import IntegrityError, RankError
+from wasi_export.errors import IntegrityError, MalformedError, RankError
+from wasi_export.untrusted.document import read_document
 
+Count = Annotated[int, Field(ge=1)]
 RANK_STEP = 8
 RANK_FLOOR = 32  # below it a pair reaches under two thirds of its ideal speed (docs/inference.md)
 
@@ -23,11 +25,11 @@ RANK_FLOOR = 32  # below it a pair reaches under two thirds of its ideal speed (
 class ActivationRanks(Frozen):
     """Ranks of the Tucker form in which an input (B, N, I) is kept; None: a mode kept whole."""
 
-    feature: int | None = None
-    token: int | None = None
-    token_count: int | None = Field(None, description="N that the token rank was chosen for")
-    batch: int | None = None
-    batch_count: int | None = Field(None, description="B that the batch rank was chosen for")
+    feature: Count | None = None
+    token: Count | None = None
+    token_count: Count | None = Field(None, description="N that the token rank was chosen for")
+    batch: Count | None = None
+    batch_count: Count | None = Field(None, description="B that the batch rank was chosen for")
 
     def batch_rank(self, batch: int) -> int | None:
         """Returns the rank for a batch of any size: in proportion to it; None: the batch mode is whole."""
@@ -42,7 +44,7 @@ class LayerPlan(Frozen):
     name: str
     in_features: int = Field(ge=1)
     out_features: int = Field(ge=1)
-    rank: int | None = Field(description="rank of the pair; None: the layer stays dense")
+    rank: Count | None = Field(description="rank of the pair; None: the layer stays dense")
     method: FactorMethod | None = Field(description="how it was factored; None: it was not")
     energy: float | None = Field(
         description="explained energy of the output (whitened) or the weight (plain)"
@@ -90,8 +92,8 @@ class Plan(Frozen):
             IntegrityError: the file is missing or is not a plan.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
+            return read_document(path, cls)
+        except (OSError, MalformedError) as error:
             raise IntegrityError(f"{path} is not a plan: {error}") from error
 
 

@@ -98,8 +98,11 @@ def _own_files() -> Iterator[tuple[str, Path]]:
     """Yields where each file of the package goes, and where it is."""
     (runtime_folder,) = runtimes.__path__
     package = Path(wasi_export.__file__).parent
-    roots = [(Path("wasi_export"), package, False), (Path("wasi_export/cli"), package / "cli", True)]
-    roots.append((Path("wasi_export/runtimes"), Path(runtime_folder), True))
+    roots = [
+        (Path("wasi_export"), package, False),
+        (Path("wasi_export/runtimes"), Path(runtime_folder), True),
+    ]
+    roots += [(Path("wasi_export", name), package / name, True) for name in ("cli", "untrusted")]
     for inside, root, deep in roots:
         for file in root.rglob("*") if deep else root.glob("*"):
             if file.is_file() and file.suffix != ".pyc":

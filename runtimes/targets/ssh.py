@@ -130,7 +130,7 @@ class SshTarget(Target):
         """
         try:
             version, machine, bits, libc = json.loads(self._connection.ask('exec python3 -c "$1"', _PROBE))
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise HostError(f"python3 on {self.name} does not tell what it is: {error}") from error
         if bits != 64:
             raise HostError(
