@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from wasi_export.config import Frozen
 from wasi_export.datasets import ImageSet
-from wasi_export.durable import fingerprint
+from wasi_export.durable import fingerprint, locked_folder
 from wasi_export.errors import ConfigError, DataError, HostError, ModelFailedError
 from wasi_export.interrupt import StopSignals, TrainingInterrupted, stop_signals
 from wasi_export.progress import Track, silent
@@ -28,7 +28,7 @@ from wasi_export.runtimes.adapter import Adapter
 from wasi_export.runtimes.augment import HFLIP, SCALE
 from wasi_export.runtimes.budget import Budget
 from wasi_export.runtimes.schedule import ScheduleName, learning_rate
-from wasi_export.runtimes.state_folder import StateFolder, locked_folder
+from wasi_export.runtimes.state_folder import StateFolder
 
 Ended = Literal["", "epochs", "patience"]
 """Why there is no more to do; empty: there is."""
@@ -72,8 +72,11 @@ class AdaptEpoch(Frozen):
 class AdaptProgress(Frozen):
     """How far a training is."""
 
+    schema_version: Literal[1] = 1
     key: str
     """Hash of the step, the images and the options: a state goes on with these alone."""
+    unreadable_images: int = 0
+    """Files that were left out."""
     epoch: int = 0
     batch: int = 0
     step: int = 0
@@ -100,6 +103,11 @@ class AdaptImages:
     def fingerprint(self) -> str:
         """Hash of all of them."""
         return fingerprint(*(s.fingerprint if s else "" for s in (self.new, self.replay, self.held_out)))
+
+    @property
+    def unreadable(self) -> set[str]:
+        """Names of files that cannot be read."""
+        return {name for s in (self.new, self.replay, self.held_out) if s for name in s.unreadable}
 
 
 HELD_OUT = 0.2
@@ -171,10 +179,12 @@ class _Training:
             scale=options.scale,
             hflip=options.hflip,
         )
-        self.progress = AdaptProgress(key=fingerprint(adapter.identity, images.fingerprint, options))
+        self.progress = AdaptProgress(
+            key=fingerprint(adapter.identity, images.fingerprint, options),
+            unreadable_images=len(images.unreadable),
+        )
 
     def run(self) -> AdaptProgress:
-        self.states.clean()
         with stop_signals() as signals:
             try:
                 self._resume()

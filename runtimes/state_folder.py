@@ -10,22 +10,20 @@ from the newer one that is. A state that is not whole never takes the place of `
 is then.
 """
 
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from wasi_export.config import Frozen
-from wasi_export.durable import sync_folder, write_bytes
-from wasi_export.errors import ConfigError, IntegrityError, UsageError
+from wasi_export.durable import made_folder, sync_folder, write_bytes, writing, written_beside
+from wasi_export.errors import ConfigError, IntegrityError, MalformedError
+from wasi_export.untrusted.document import parse_document
+from wasi_export.untrusted.tensors import check_tensors
 
 STATE, PREVIOUS, BEST = "state.safetensors", "previous.safetensors", "best.safetensors"
 _HEADER, _OWNER = "progress", "training step"
@@ -47,26 +45,12 @@ class StateFolder(Generic[P]):
             UsageError: the folder cannot be written.
         """
         data = save(dict(tensors), metadata={_HEADER: progress.model_dump_json(), _OWNER: self._owner})
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.path, prefix=f".{STATE}.")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    os.fchmod(handle, 0o644)  # mkstemp's files are its owner's alone
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                if _is_whole(self.path / STATE):
-                    (self.path / STATE).replace(self.path / PREVIOUS)
-                Path(name).replace(self.path / STATE)
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
+        state = self.path / STATE
+        with writing(state), made_folder(self.path), written_beside(state, data) as file:
+            if _is_whole(state):
+                state.replace(self.path / PREVIOUS)
+            file.replace(state)
             sync_folder(self.path)
-        except OSError as error:
-            raise UsageError(
-                f"cannot write {self.path / STATE}: {error}: what was committed before is still there"
-            ) from error
 
     def keep_best(self, tensors: Mapping[str, NDArray[np.float32]]) -> None:
         """Writes the best state so far.
@@ -74,10 +58,7 @@ class StateFolder(Generic[P]):
         Raises:
             UsageError: the folder cannot be written.
         """
-        try:
-            write_bytes(self.path / BEST, save(dict(tensors), metadata={_OWNER: self._owner}))
-        except OSError as error:
-            raise UsageError(f"cannot write {self.path / BEST}: {error}: choose another folder") from error
+        write_bytes(self.path / BEST, save(dict(tensors), metadata={_OWNER: self._owner}))
 
     def read(self) -> tuple[P, dict[str, NDArray[np.float32]]] | None:
         """Returns the newest state that is whole; None where nothing was committed.
@@ -99,17 +80,12 @@ class StateFolder(Generic[P]):
         """
         return read_state(self.path / BEST, self._owner)
 
-    def clean(self) -> None:
-        """Removes what a commit that was cut off left behind."""
-        for path in self.path.glob(f".{STATE}.*"):
-            path.unlink(missing_ok=True)
-
     def _read(self, path: Path) -> tuple[P, dict[str, NDArray[np.float32]], dict[str, str]]:
         tensors, header = _tensors(path)
         try:
-            return self._progress.model_validate_json(header.get(_HEADER, "")), tensors, header
-        except ValidationError as error:
-            raise IntegrityError(f"{path} is not a state of this program ({error.title})") from error
+            return parse_document(header.get(_HEADER, ""), self._progress), tensors, header
+        except MalformedError as error:
+            raise IntegrityError(f"{path} is not a state of this program ({error})") from error
 
 
 def read_state(path: Path, owner: str) -> dict[str, NDArray[np.float32]]:
@@ -124,30 +100,6 @@ def read_state(path: Path, owner: str) -> dict[str, NDArray[np.float32]]:
         raise IntegrityError(f"no state at {path}: give the folder that `wasi-export adapt` wrote")
     _require_owner(path, found[1], owner)
     return found[0]
-
-
-@contextmanager
-def locked_folder(path: Path) -> Iterator[None]:
-    """Holds the lock of a folder, which is made, for as long as the context lasts.
-
-    The lock is the system's: a process that dies leaves none.
-
-    Raises:
-        UsageError: another process has it, or the folder cannot be written.
-    """
-    import fcntl
-
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        file = (path / ".lock").open("w")
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error}: choose another place") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(f"{path} is in use by another process: wait, or name another folder") from None
-        yield
 
 
 def _newest(folder: Path, read: Callable[[Path], T]) -> T | None:
@@ -187,8 +139,9 @@ def _is_whole(path: Path) -> bool:
 
 def _tensors(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]]:
     try:
+        check_tensors(path)
         with safe_open(path, framework="np") as file:
             # Copies, so that the file can be replaced while they are in use.
             return {name: np.array(file.get_tensor(name)) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, MalformedError) as error:
         raise IntegrityError(f"{path} holds no whole state ({error})") from error

@@ -1,6 +1,8 @@
 """Labelled images: the built-in sources, folders, IDX files, and what is said of broken ones."""
 
 import gzip
+import os
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from wasi_export.datasets import (
     ImageSet,
     download_fashion_mnist,
     image_folder,
+    load_calibration,
     load_data,
     load_labelled,
     load_splits,
@@ -139,21 +142,107 @@ def test_an_unknown_source_lists_the_known_ones(tmp_path: Path) -> None:
         load_splits(str(tmp_path / "absent"))
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n broken"])
-def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
-    path = add_images(tmp_path, cat=1) / "cat" / "broken.png"
-    path.write_bytes(content)
-    images = image_folder(tmp_path)
-    with pytest.raises(DataError, match=r"broken\.png is not an image that can be read"):
-        images[1]
-
-
-def test_a_truncated_image_is_named(tmp_path: Path, rng: np.random.Generator) -> None:
-    path = tmp_path / "photo.jpg"
-    Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(path)
-    path.write_bytes(path.read_bytes()[:-500])
+def test_a_truncated_image_is_named(tmp_path: Path) -> None:
+    cut_off(tmp_path / "photo.jpg")
     with pytest.raises(DataError, match=r"photo\.jpg is not an image that can be read"):
-        read_image(path)
+        read_image(tmp_path / "photo.jpg")
+
+
+def cut_off(path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+BROKEN = {
+    "empty": (lambda path: path.touch(), "empty"),
+    "text": (lambda path: path.write_text("hello"), "no image"),
+    "png": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n broken"), "no image"),
+    "cut off": (cut_off, "truncated"),
+    # Pillow warns of more pixels than its limit, which is 1,000 in the test, and refuses twice as many.
+    "too large": (lambda path: Image.new("L", (39, 39)).save(path), "could be decompression bomb"),
+    "a bomb": (lambda path: Image.new("L", (99, 99)).save(path), "could be decompression bomb"),
+    "a folder": (Path.mkdir, "Is a directory"),
+    "a dangling link": (lambda path: path.symlink_to(path.with_name("gone")), "No such file"),
+    "a loop of links": (lambda path: path.symlink_to(path), "Too many levels"),
+    "not allowed": (lambda path: (cut_off(path), path.chmod(0)), "Permission denied"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_file_that_cannot_be_read_is_left_out_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000 if kind in ("too large", "a bomb") else 10**6)
+    if kind == "not allowed" and os.geteuid() == 0:
+        pytest.skip("the superuser may read everything")
+    add_images(tmp_path, cat=6, dog=6)
+    whole = image_folder(tmp_path)
+    make, reason = BROKEN[kind]
+    make(tmp_path / "cat" / "broken.jpg")
+    images = image_folder(tmp_path)
+    assert images.unreadable == ("cat/broken.jpg",)
+    assert (levels(images), images.labels.tolist()) == (levels(whole), whole.labels.tolist())
+    assert images.fingerprint == whole.fingerprint  # which is of what is used
+    image_folder(tmp_path)
+    (warning,) = caplog.messages  # once
+    assert re.fullmatch(
+        rf"1 of 13 images in {tmp_path} cannot be read: cat/broken\.jpg \(.*{reason}.*\); left out", warning
+    )
+
+
+def test_files_that_are_left_out_are_known_in_every_part_and_told_to_ten(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_images(tmp_path, cat=200)
+    for number in range(12):
+        (tmp_path / "cat" / f"a{number:02}.png").touch()
+    train, val = load_splits(str(tmp_path))
+    assert len(train.unreadable) == len(val.unreadable) == 12
+    assert train.join(val).unreadable == train.sample(10, seed=0).unreadable == train.unreadable
+    assert caplog.messages[0].endswith("cat/a09.png (empty), and 2 more; left out")
+
+
+@pytest.mark.parametrize("load", [load_splits, lambda source: load_labelled(source, ["cat", "dog"])])
+def test_too_many_files_that_cannot_be_read_are_an_error(
+    tmp_path: Path, load: Callable[[str], object]
+) -> None:
+    add_images(tmp_path, cat=6, dog=6)
+    for name in ("a.png", "b.png"):
+        (tmp_path / "cat" / name).touch()
+    with pytest.raises(DataError, match=r"2 of 14 images .* a share of 0\.1, .* data\.max_unreadable"):
+        load(str(tmp_path))
+
+
+def test_the_share_of_them_is_a_key_of_the_configuration(tmp_path: Path) -> None:
+    add_images(tmp_path, cat=1, dog=6)
+    (tmp_path / "dog" / "a.png").touch()
+    config = DataConfig(source=str(tmp_path), max_unreadable=0.5)
+    train, val = load_data(config)
+    assert (len(train) + len(val), train.unreadable) == (7, ("dog/a.png",))
+    with pytest.raises(DataError, match=r"more than a share of 0\.1"):
+        load_data(DataConfig(source=str(tmp_path)))
+
+
+def test_a_class_of_which_no_image_can_be_read_is_an_error(tmp_path: Path) -> None:
+    add_images(tmp_path, cat=20)
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "a.png").touch()
+    with pytest.raises(DataError, match=r"no image of class dog can be read: mend them, or"):
+        image_folder(tmp_path)
+
+
+def test_calibration_leaves_out_what_cannot_be_read(tmp_path: Path) -> None:
+    add_images(tmp_path, cat=10)
+    (tmp_path / "cat" / "a.png").touch()
+    images = load_calibration(str(tmp_path))
+    assert (levels(images), images.unreadable) == (list(range(10)), ("cat/a.png",))
+
+
+def test_an_image_that_is_gone_since_is_told_so(tmp_path: Path) -> None:
+    images = image_folder(add_images(tmp_path, cat=2))
+    (tmp_path / "cat" / "000.png").unlink()
+    with pytest.raises(DataError, match=r"cat/000\.png is gone: bring the images back"):
+        images[0]
 
 
 def test_a_class_folder_that_the_model_does_not_know_is_named(tmp_path: Path) -> None:

@@ -5,14 +5,17 @@ A source is `digits` (inside scikit-learn), `fashion-mnist` (the four IDX files,
 
     folder/<class>/*.jpg                 all images; the validation part is held out by seed
     folder/train/<class>/*.jpg           already split; `val`, `validation` or `test` beside it, or held out
+
+Files of a folder that cannot be read are left out, with a warning; too many of them are an error.
 """
 
 import gzip
 import hashlib
-import zipfile
+import math
+import os
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +25,8 @@ from PIL import Image
 from wasi_export._extras import require
 from wasi_export.config import DataConfig
 from wasi_export.errors import DataError, HostError, NothingToCheckError
+from wasi_export.image_files import MAX_UNREADABLE, image_files, read_image, unreadable
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 FASHION_MNIST_ROOT = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package
 FASHION_MNIST_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
@@ -35,12 +38,15 @@ VALIDATION_FOLDERS = ("val", "validation", "test")
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images by index, their labels [N] into `classes`, and a hash of what they are."""
+    """Images by index, their labels [N] into `classes`, a hash of what they are, and a name for each."""
 
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
     read: Callable[[int], Image.Image]
     fingerprint: str
+    name: Callable[[int], str] = "#{}".format
+    unreadable: tuple[str, ...] = ()
+    """Names of files that would be among these images, and were left out."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,7 +58,13 @@ class ImageSet:
         """Returns the images at the indices, in that order."""
         chosen = np.asarray(indices, np.int64)
         digest = hashlib.sha256(self.fingerprint.encode() + chosen.tobytes()).hexdigest()[:16]
-        return ImageSet(self.classes, self.labels[chosen], lambda i: self.read(int(chosen[i])), digest)
+        return replace(
+            self,
+            labels=self.labels[chosen],
+            read=lambda i: self.read(int(chosen[i])),
+            fingerprint=digest,
+            name=lambda i: self.name(int(chosen[i])),
+        )
 
     def sample(self, count: int | None, seed: int) -> "ImageSet":
         """Returns `count` images drawn without replacement; all of them, in order, for None."""
@@ -78,17 +90,27 @@ class ImageSet:
         count, labels = len(self), np.concatenate((self.labels, other.labels))
         digest = hashlib.sha256(f"{self.fingerprint}{other.fingerprint}".encode()).hexdigest()[:16]
         return ImageSet(
-            self.classes, labels, lambda i: self.read(i) if i < count else other.read(i - count), digest
+            self.classes,
+            labels,
+            lambda i: self.read(i) if i < count else other.read(i - count),
+            digest,
+            lambda i: self.name(i) if i < count else other.name(i - count),
+            tuple(dict.fromkeys(self.unreadable + other.unreadable)),
         )
 
 
 def load_splits(
-    source: str, *, root: Path | None = None, val_fraction: float = 0.2, seed: int = 0
+    source: str,
+    *,
+    root: Path | None = None,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    max_unreadable: float = MAX_UNREADABLE,
 ) -> tuple[ImageSet, ImageSet]:
     """Returns the training and the validation images of a source.
 
     Raises:
-        DataError: the source is unknown or cannot be read.
+        DataError: the source is unknown or cannot be read, or too many of its images cannot.
         NothingToCheckError: a folder holds no images.
     """
     if source == "fashion-mnist":
@@ -103,10 +125,10 @@ def load_splits(
         )
     validation = _validation_folder(folder)
     if (folder / "train").is_dir() and validation:
-        train = image_folder(folder / "train")
-        return train, image_folder(validation, classes=train.classes)
+        train = image_folder(folder / "train", max_unreadable=max_unreadable)
+        return train, image_folder(validation, classes=train.classes, max_unreadable=max_unreadable)
     whole = folder / "train" if _class_folders(folder) == ("train",) else folder
-    return image_folder(whole).hold_out(val_fraction, seed)
+    return image_folder(whole, max_unreadable=max_unreadable).hold_out(val_fraction, seed)
 
 
 def load_data(config: DataConfig) -> tuple[ImageSet, ImageSet]:
@@ -123,7 +145,9 @@ def load_data(config: DataConfig) -> tuple[ImageSet, ImageSet]:
     root = config.root
     if config.download and config.source == "fashion-mnist":
         root = download_fashion_mnist(root or Path("data"))
-    train, val = load_splits(config.source, root=root, val_fraction=config.val_fraction)
+    train, val = load_splits(
+        config.source, root=root, val_fraction=config.val_fraction, max_unreadable=config.max_unreadable
+    )
     return train.sample(config.train_images, seed=0), val.sample(config.val_images, seed=0)
 
 
@@ -178,19 +202,25 @@ def load_calibration(source: str, *, root: Path | None = None) -> ImageSet:
     folder = Path(source)
     if source in NAMED_SOURCES or not folder.is_dir():
         return load_splits(source, root=root)[0]
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+    files = image_files(folder)
+    left_out = unreadable(folder, files)
+    files = [path for path in files if path.relative_to(folder).as_posix() not in left_out]
     if not files:
         raise NothingToCheckError(f"no images in {folder}: calibration needs some, .jpg or .png")
     names = "".join(f"{path.relative_to(folder)}\0{path.stat().st_size}\n" for path in files)
     digest = hashlib.sha256(names.encode()).hexdigest()[:16]
-    return ImageSet((), np.full(len(files), -1, np.int64), lambda i: read_image(files[i]), digest)
+    labels = np.full(len(files), -1, np.int64)
+    return ImageSet((), labels, lambda i: read_image(files[i]), digest, unreadable=tuple(left_out))
 
 
-def image_folder(folder: Path, *, classes: tuple[str, ...] | None = None) -> ImageSet:
-    """Returns the images below the class folders of a folder, sorted by path.
+def image_folder(
+    folder: Path, *, classes: tuple[str, ...] | None = None, max_unreadable: float = MAX_UNREADABLE
+) -> ImageSet:
+    """Returns the images below the class folders of a folder, sorted by path; those that can be read.
 
     Raises:
-        DataError: there are class folders that `classes` does not know.
+        DataError: there are class folders that `classes` does not know or that cannot be opened, or too many
+            images that cannot be read: a share above `max_unreadable`, or all of a class.
         NothingToCheckError: there are no images.
     """
     found = _class_folders(folder)
@@ -200,19 +230,30 @@ def image_folder(folder: Path, *, classes: tuple[str, ...] | None = None) -> Ima
             f"{folder} has class folders {_some(unknown)} that the model does not know: {_some(names)}"
         )
     index = {name: label for label, name in enumerate(names)}
-    files = [
-        (path, index[name])
-        for name in found
-        for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    ]
-    if not files:
+    if closed := [name for name in found if not os.access(folder / name, os.R_OK | os.X_OK)]:
+        raise DataError(f"{folder} has class folders {_some(closed)} that cannot be opened: allow it")
+    listed = [(path, index[name]) for name in found for path in image_files(folder / name)]
+    if not listed:
         raise NothingToCheckError(f"no images in {folder}: expected {folder}/<class>/*.jpg or .png")
+    left_out = unreadable(folder, [path for path, _ in listed], most=max_unreadable)
+    files = [(path, k) for path, k in listed if path.relative_to(folder).as_posix() not in left_out]
+    if empty := sorted({label for _, label in listed} - {label for _, label in files}):
+        raise DataError(
+            f"{folder}: no image of class {_some([names[label] for label in empty])} can be read: mend them, "
+            "or remove the folder"
+        )
     digest = hashlib.sha256()
     for path, label in files:
         digest.update(f"{path.relative_to(folder)}\0{label}\0{path.stat().st_size}\n".encode())
     labels = np.array([label for _, label in files], np.int64)
-    return ImageSet(names, labels, lambda i: read_image(files[i][0]), digest.hexdigest()[:16])
+    return ImageSet(
+        names,
+        labels,
+        lambda i: read_image(files[i][0]),
+        digest.hexdigest()[:16],
+        lambda i: files[i][0].relative_to(folder).as_posix(),
+        tuple(left_out),
+    )
 
 
 def load_new_images(source: str, classes: Sequence[str], *, root: Path | None = None) -> ImageSet:
@@ -247,10 +288,12 @@ def npz_images(path: Path, classes: tuple[str, ...]) -> ImageSet:
     try:
         with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             pixels, labels = archive["images"], archive["labels"]
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # of zipfile, zlib, tokenize and numpy: they have no base of their own
         raise DataError(
             f"{path} is not an .npz of `images` and `labels` ({error}): write it with numpy.savez"
         ) from error
+    if not (isinstance(pixels, np.ndarray) and isinstance(labels, np.ndarray)):
+        raise DataError(f"{path} holds something else than arrays: write it with numpy.savez")
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] != 3):
         raise DataError(
             f"{path}: images must be uint8 [N, H, W] or [N, H, W, 3], got {pixels.dtype} {list(pixels.shape)}"
@@ -281,21 +324,10 @@ def _validation_folder(folder: Path) -> Path | None:
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
-
-
-def read_image(path: Path) -> Image.Image:
-    """Returns the decoded image of a file.
-
-    Raises:
-        DataError: the file is not an image.
-    """
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is not an image that can be read ({error}): remove it or mend it") from error
+        return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    except OSError as error:
+        raise DataError(f"cannot read {folder}: {error.strerror}: check the folder") from error
 
 
 def _digits() -> ImageSet:
@@ -326,10 +358,10 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
         ) from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}") from error
-    dims = data[3] if data[:3] == b"\0\0\x08" else 0
-    shape = tuple(np.frombuffer(data, ">u4", count=dims, offset=4)) if len(data) >= 4 + 4 * dims else ()
+    dims = data[3] if data[:4] in (b"\0\0\x08\1", b"\0\0\x08\3") else 0
     start = 4 + 4 * dims
-    if not shape or len(data) - start != int(np.prod(shape)):
+    shape = np.frombuffer(data, ">u4", count=dims, offset=4).tolist() if dims and len(data) >= start else ()
+    if not shape or 0 in shape or len(data) - start != math.prod(shape):
         raise DataError(f"{path} is not a whole IDX file of bytes")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in the middle of training: noted, and obeyed after a whole step."""
+"""Ctrl-C and SIGTERM: the same to every command; in the middle of training noted, and obeyed after a step."""
 
 import contextlib
 import signal
@@ -42,6 +42,20 @@ class StopSignals:
     def _stop_if_received(self) -> None:
         if self._agree(self.received):
             raise TrainingInterrupted
+
+
+@contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Makes SIGTERM raise KeyboardInterrupt, as Ctrl-C does, where nothing handles it already."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _alone(received: bool) -> bool:

@@ -8,12 +8,13 @@ from helpers import CLASSES
 from PIL import Image
 
 from wasi_export.datasets import ImageSet
+from wasi_export.durable import locked_folder
 from wasi_export.errors import ConfigError, DataError, HostError, IntegrityError, ModelFailedError, UsageError
 from wasi_export.interrupt import TrainingInterrupted
 from wasi_export.runtimes.adapt import AdaptImages, AdaptOptions, adapt, adapt_images
 from wasi_export.runtimes.adapter import Adapter
 from wasi_export.runtimes.budget import Budget
-from wasi_export.runtimes.state_folder import locked_folder, read_state
+from wasi_export.runtimes.state_folder import read_state
 
 OPTIONS = AdaptOptions(epochs=4, batch_size=4, lr=0.05, sched="cosine", warmup_steps=2, commit_every=2)
 

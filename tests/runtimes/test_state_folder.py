@@ -1,18 +1,13 @@
-import json
 import resource
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from wasi_export.config import Frozen
 from wasi_export.errors import ConfigError, IntegrityError, UsageError
-from wasi_export.runtimes.state_folder import BEST, PREVIOUS, STATE, StateFolder, locked_folder, read_state
+from wasi_export.runtimes.state_folder import BEST, PREVIOUS, STATE, StateFolder, read_state
 
 OWNER = "a training step"
-KILL_COMMITS = Path(__file__).with_name("kill_commits.py")
 
 
 class Step(Frozen):
@@ -61,33 +56,6 @@ def test_a_folder_in_which_nothing_is_whole_is_an_error(folder):
         folder.read()
 
 
-def killed_commits(case, tmp_path):
-    """Returns (call, what is found) for a kill before each call that a commit of step 3 makes."""
-    command = [sys.executable, str(KILL_COMMITS), case, str(tmp_path)]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-
-
-@pytest.mark.parametrize(
-    ("case", "old"),
-    [("first", None), ("whole", 2), ("damaged", 1), ("missing", 1), ("best", 2)],
-)
-def test_a_kill_at_any_point_of_a_commit_leaves_the_old_or_the_new_state(tmp_path, case, old):
-    found = killed_commits(case, tmp_path)
-    states = [state for _, state in found]
-    assert states == sorted(states, key=[old, 3].index)  # a value that is neither is not in the list
-    assert states[0] == old
-    assert states[-1] == 3
-    # Each step was killed; and on disk the bytes are before their name, and the name before the end.
-    calls = [call for call, _ in found if call in ("open", "write", "flush", "fsync", "replace")]
-    renames = ["replace"] * (2 if case == "whole" else 1)
-    assert calls == ["open", "write", "flush", "fsync", *renames, "open", "fsync"]
-
-
-def test_kills_find_a_file_that_is_written_in_place(tmp_path):
-    states = [state for _, state in killed_commits("in place", tmp_path)]
-    assert 1 in states  # which is the commit before: of the two that there were the last one is lost
-
-
 def test_a_damaged_state_does_not_take_the_place_of_the_whole_one_before(folder):
     folder.commit(Step(step=1), tensors(1))
     folder.commit(Step(step=2), tensors(2))
@@ -104,7 +72,7 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(folder):
     )  # what a full disk is to a write: an OSError in the middle
     resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
     try:
-        with pytest.raises(UsageError, match=r"cannot write .*: what was committed before is still there"):
+        with pytest.raises(UsageError, match=r"cannot write .*: File too large: make room"):
             folder.commit(Step(step=2), tensors(2))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -135,17 +103,29 @@ def test_the_best_state_is_kept_apart(folder):
     assert (folder.path / BEST).exists()
 
 
-def test_a_folder_is_held_by_one_at_a_time(tmp_path):
-    with (
-        locked_folder(tmp_path / "state"),
-        pytest.raises(UsageError, match="in use by another process"),
-        locked_folder(tmp_path / "state"),
-    ):
-        pass
-    with locked_folder(tmp_path / "state"):
-        pass
-
-
 def test_no_state_says_what_to_give(tmp_path):
     with pytest.raises(IntegrityError, match="give the folder that `wasi-export adapt` wrote"):
         read_state(tmp_path / "nothing", OWNER)
+
+
+@pytest.mark.parametrize("owner", ["", "a", "a training stepp", "z"])
+def test_a_state_of_any_other_training_step_is_refused(folder, owner):
+    folder.commit(Step(step=1), tensors(1))
+    with pytest.raises(ConfigError, match="is a state of another bundle"):
+        StateFolder(folder.path, Step, owner).read()
+
+
+def test_a_state_with_another_header_is_named_with_the_reason(folder):
+    class Other(Frozen):
+        epoch: int
+
+    folder.commit(Step(step=1), tensors(1))
+    with pytest.raises(IntegrityError, match=r"state\.safetensors is not a state of this program \('epoch'"):
+        StateFolder(folder.path, Other, OWNER).read()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_state_that_is_no_numbers_is_refused(folder, value):
+    folder.commit(Step(step=1), tensors(1))
+    folder.commit(Step(step=2), tensors(value))
+    assert folder.read()[0] == Step(step=1)

@@ -10,11 +10,12 @@ optimiser's step (state, or scratch that is soon gone), or else activation, work
 the last is known once autograd has accumulated it.
 """
 
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-Kind = Literal["parameters", "inputs", "optimizer", "gradients", "activations"]
+from wasi_export.step_memory import Kind
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ class MemoryAccount(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Most activations alive where a backward pass begins: what the forward pass keeps."""
         self.kind: Kind = "activations"
         """Of the storages made from now on."""
-        self._live: dict[Kind, int] = dict.fromkeys(get_args(Kind), 0)
+        self.moments: list[tuple[float, tuple[int, ...]]] = []
+        """Seconds on the clock `perf_counter` and bytes by `KINDS`, after each change."""
+        self._live: dict[Kind, int] = dict.fromkeys(KINDS, 0)
         self._storages: dict[int, _Storage] = {}
         self._in_backward = False
 
@@ -99,11 +104,16 @@ class MemoryAccount(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _forget(self, key: int) -> None:
         gone = self._storages.pop(key)
         self._live[gone.kind] -= gone.size
+        self._note()
 
     def _add(self, kind: Kind, size: int) -> None:
         self._live[kind] += size
         if sum(self._live.values()) > self.peak.total:
             self.peak = LiveBytes(**self._live)
+        self._note()
+
+    def _note(self) -> None:
+        self.moments.append((time.perf_counter(), tuple(self._live.values())))
 
 
 def _one(tensor: Tensor) -> bool | int | float:

@@ -3,19 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from wasi_export.config import Config
 from wasi_export.durable import file_sha256, write_bytes
-from wasi_export.errors import IntegrityError
+from wasi_export.errors import IntegrityError, MalformedError
 from wasi_export.ranks import Plan
 from wasi_export.run_folder import CONFIG, FACTS, OPTIMIZER, PLAN, WEIGHTS, RunFacts
 from wasi_export.subspace.inject import install_layers
 from wasi_export.training.models import create_model
 from wasi_export.training.resume import CHECKPOINT
+from wasi_export.untrusted.document import read_document
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,12 @@ def read_facts(run_dir: Path) -> RunFacts | None:
         IntegrityError: run.json or the weights are not what was written.
     """
     try:
-        facts = RunFacts.model_validate_json((run_dir / FACTS).read_bytes())
+        facts = read_document(run_dir / FACTS, RunFacts)
         digest = file_sha256(run_dir / WEIGHTS)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValidationError) as error:
-        first = " ".join(str(error).splitlines()[:3])
-        raise IntegrityError(f"{run_dir / FACTS} is not of a run: {first}: train again") from error
+    except (OSError, MalformedError) as error:
+        raise IntegrityError(f"{run_dir / FACTS} is not of a run: {error}: train again") from error
     if digest != facts.weights_sha256:
         raise IntegrityError(
             f"{run_dir / WEIGHTS} has sha256 {digest[:12]}…, "

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from wasi_export.config import TrainConfig
 from wasi_export.durable import write_bytes
+from wasi_export.errors import DataError
 from wasi_export.interrupt import TrainingInterrupted, stop_signals
 from wasi_export.progress import Track, silent
 from wasi_export.training.data import Batch, EpochBatches
@@ -117,6 +118,7 @@ def fit(
 
     Raises:
         TrainingInterrupted: SIGINT or SIGTERM came; the last whole step is saved where there is a run_dir.
+        DataError: an image cannot be read any more; the last whole step is saved, likewise.
         ConfigError: unknown optimiser or schedule, a checkpoint of another configuration, or a batch that
             the processes cannot share.
         ModelFailedError: the loss is not finite.
@@ -211,6 +213,13 @@ def fit(
                 save()
                 if on_epoch is not None:
                     on_epoch(metrics)
+        except DataError as error:  # an image cannot be read any more
+            if position.step > epochs.start * steps:
+                save()
+            raise DataError(
+                f"{_told_by_worker(error)}; stopped at epoch {position.epoch + 1}, step {position.step}: "
+                + (f"saved {checkpoint}, the same command goes on" if checkpoint else "nothing is kept")
+            ) from error
         except TrainingInterrupted:
             save()
             accelerator.wait_for_everyone()  # a launcher ends all processes once one has ended
@@ -219,6 +228,11 @@ def fit(
                 + (f"saved {checkpoint}, the same command resumes" if checkpoint else "nothing is kept")
             ) from None
     return position.history
+
+
+def _told_by_worker(error: DataError) -> str:
+    """Returns the message of an error; that of a loader's worker has its traceback before it."""
+    return str(error).rstrip().rpartition(f"{DataError.__name__}: ")[2]
 
 
 class _Clock:

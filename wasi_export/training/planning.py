@@ -9,7 +9,7 @@ was made.
 """
 
 from collections.abc import Callable
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,7 @@ class ModelTotals(Frozen):
 class PlannedModel(Frozen):
     """A plan, and what it makes of the model."""
 
+    schema_version: Literal[1] = 1
     name: str
     batch_size: int
     plan: Plan
@@ -168,7 +169,9 @@ def _step_job(config: Config, model: nn.Module, images: ImageSet) -> StepJob:
 
 
 def _peak_mb(job: StepJob, plan: Plan | None) -> float:
-    return predict_step_memory(job.model_copy(update={"plan": plan})).peak_mb
+    """Returns the predicted peak of a step; None: of one without factors and the switches for them."""
+    train = dense_form(job.train) if plan is None else job.train
+    return predict_step_memory(job.model_copy(update={"plan": plan, "train": train})).peak_mb
 
 
 def _first_peak_mb(config: Config, job: StepJob, measured: MeasuredModel, *, goes_on: bool) -> float | None:

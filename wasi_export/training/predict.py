@@ -16,6 +16,7 @@ from wasi_export.training.ladder import saving_memory
 from wasi_export.training.memory import StepJob, draw_batch, make_model
 from wasi_export.training.optim import create_optimizer
 from wasi_export.training.processes import make_accelerator
+from wasi_export.training.profile import Phases, unmeasured
 from wasi_export.training.step import TrainingStep
 
 STEPS = 2  # the second is the first with all of the optimiser's state
@@ -59,16 +60,19 @@ def predict_step_memory(job: StepJob) -> PredictedMemory:
     )
 
 
-def count_steps(job: StepJob, model: nn.Module, *, fake: bool = False) -> MemoryAccount:
+def count_steps(
+    job: StepJob, model: nn.Module, *, fake: bool = False, phase: Phases = unmeasured
+) -> MemoryAccount:
     """Returns torch's account of the steps of a job, taken by this model in this process.
 
     Args:
         job: the steps.
         model: of `make_model`.
         fake: parts of a batch that need what others need may be left out.
+        phase: times the phases of the steps.
     """
     optimizer = create_optimizer(model, job.train)
-    step = TrainingStep(make_accelerator(), model, optimizer, job.train, seed=0)
+    step = TrainingStep(make_accelerator(), model, optimizer, job.train, seed=0, phase=phase)
     with saving_memory(model, optimizer, job.train), count_memory(model, optimizer) as account:
         for index in range(STEPS):
             images, labels = draw_batch(job)

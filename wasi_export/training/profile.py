@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Protocol, Self, TypeVar
+from typing import Literal, Protocol, Self, TypeVar
 
 import torch
 from pydantic import Field
@@ -29,6 +29,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from wasi_export.config import Frozen
 from wasi_export.errors import ConfigError, UsageError
+from wasi_export.run_folder import RunFacts
 from wasi_export.subspace.gauge import GAUGE_PERIOD
 from wasi_export.subspace.linear import BASIS_PERIOD
 from wasi_export.training.profile_parts import PHASE, PartTimes, module_ranges, part_times
@@ -63,6 +64,7 @@ class PartTime(Frozen):
 class Profile(Frozen):
     """A profile of training steps, as `--profile` writes it."""
 
+    schema_version: Literal[1] = 1
     steps: int = Field(description="measured ones, without warm-up and without those under torch.profiler")
     device: str
     threads: int
@@ -70,6 +72,14 @@ class Profile(Frozen):
     step_cpu_ms: float
     phases: tuple[PhaseTime, ...] = Field(description="in the order of a step")
     parts: tuple[PartTime, ...] = Field(description="shares under torch.profiler times the phases' means")
+
+
+class ProfiledRun(Frozen):
+    """A finished run and its profile, as `train --profile --json` prints them."""
+
+    schema_version: Literal[1] = 1
+    run: RunFacts
+    profile: Profile
 
 
 class Profiler(Protocol):
@@ -197,7 +207,11 @@ class StepProfiler:
                 f"a profile needs {WARMUP_STEPS + TRACED_STEPS + 1} training steps or more, this took "
                 f"{self._count}: train for more epochs or on more images"
             )
-        return _summary(self._steps, self._parts, next(self._model.parameters()).device.type)
+        return _summary(self._steps, self._parts, self._device)
+
+    @property
+    def _device(self) -> str:
+        return next(self._model.parameters()).device.type
 
     def _begin_step(self) -> None:
         self._step, self._began = _Times(), self._now()
@@ -209,7 +223,7 @@ class StepProfiler:
 
     def _start_recording(self) -> None:
         # Events are kept until they are asked for: without it a warning says that they would be lost.
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._device == "cuda" else [])]
         self._recording = self._traced.enter_context(profile(activities=activities, acc_events=True))
         self._traced.enter_context(module_ranges(self._model))
 
@@ -218,7 +232,7 @@ class StepProfiler:
             return
         self._traced.close()
         events = self._recording.events()  # type: ignore[no-untyped-call]
-        self._parts = part_times(events, on_device=torch.cuda.is_available())
+        self._parts = part_times(events, on_device=self._device == "cuda")
         if self._trace is not None:
             try:
                 self._trace.parent.mkdir(parents=True, exist_ok=True)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from wasi_export.config import Frozen
 from wasi_export.durable import write_bytes
-from wasi_export.errors import ConfigError, IntegrityError
+from wasi_export.errors import ConfigError, IntegrityError, MalformedError
+from wasi_export.untrusted.document import parse_document
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -83,9 +83,9 @@ def read_position(path: Path) -> Position | None:
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            return Position.model_validate_json((file.metadata() or {}).get("position", ""))
-    except (OSError, SafetensorError, ValidationError) as error:
+        with safe_open(path, framework="np") as file:
+            return parse_document((file.metadata() or {}).get("position", ""), Position)
+    except (OSError, SafetensorError, MalformedError) as error:
         raise IntegrityError(
             f"{path} is not a checkpoint of a training run ({str(error).splitlines()[0]}): start anew with "
             "--force"
@@ -130,6 +130,17 @@ def restore(path: Path, position: Position, model: nn.Module, optimizer: torch.o
     with torch.no_grad():
         for name, value in stored.items():
             own[name].copy_(value)
+    try:
+        # The groups are those of the configuration, which the key covers.
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": _optimizer_states(tensors, position)})
+    except (KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(
+            f"{path} holds no state of this optimiser ({error!r}): start anew with --force"
+        ) from error
+
+
+def _optimizer_states(tensors: Mapping[str, Tensor], position: Position) -> dict[int, dict[str, Any]]:
+    """Returns what the optimiser keeps of each parameter, by its index."""
     states: dict[int, dict[str, Any]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
@@ -139,8 +150,7 @@ def restore(path: Path, position: Position, model: nn.Module, optimizer: torch.o
     for name, number in position.optimizer_numbers.items():
         index, field = name.split(".", 1)
         states.setdefault(int(index), {})[field] = number
-    # The groups are those of the configuration, which the key covers.
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+    return states
 
 
 def _model_tensors(model: nn.Module) -> dict[str, Tensor]:

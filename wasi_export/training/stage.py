@@ -9,7 +9,7 @@ from torch import nn
 
 from wasi_export.config import Config, TrainConfig, TrainMethod
 from wasi_export.datasets import ImageSet, load_data
-from wasi_export.durable import file_sha256, fingerprint, write_bytes
+from wasi_export.durable import file_sha256, fingerprint, made_folder, sync_folder, write_bytes, writing
 from wasi_export.errors import ArtifactExistsError, ConfigError, UsageError
 from wasi_export.progress import Track, silent
 from wasi_export.ranks import Plan
@@ -155,7 +155,8 @@ def train_run(
             input=spec,
             seed=config.seed,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
-            metrics=_summary(history) or _evaluated(model, track(val_loader, "evaluate", len(val_loader))),
+            metrics=(_summary(history) or _evaluated(model, track(val_loader, "evaluate", len(val_loader))))
+            | _left_out(train, val),
             data_fingerprint=train.fingerprint,
             key=key,
             weights_sha256="",
@@ -208,6 +209,12 @@ def _evaluated(model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
     return {"val_accuracy": result.accuracy, "val_loss": result.loss, "epochs": 0}
 
 
+def _left_out(train: ImageSet, val: ImageSet) -> dict[str, float]:
+    """Returns how many files of images could not be read, where there are any."""
+    names = {*train.unreadable, *val.unreadable}
+    return {"unreadable_images": len(names)} if names else {}
+
+
 @dataclass(frozen=True)
 class _Start:
     """What a run folder holds of the run that is to be trained into it."""
@@ -221,7 +228,7 @@ def _open_run(run_dir: Path, config: Config, key: str, *, force: bool, replace: 
     """Makes the run folder ready, in place: empties what is to be replaced, refuses what is not ours."""
     _open_folder(run_dir)
     if force or (replace and _key_in(run_dir) != key):
-        _empty(run_dir)
+        empty_run(run_dir)
     facts = read_facts(run_dir)
     if facts is None:
         position = position_to_resume(run_dir / CHECKPOINT, key)
@@ -237,10 +244,8 @@ def _open_run(run_dir: Path, config: Config, key: str, *, force: bool, replace: 
 
 def _open_folder(run_dir: Path) -> None:
     """Makes the run folder; refuses one that holds other things."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write {run_dir}: {error}: choose another place") from error
+    with writing(run_dir), made_folder(run_dir):
+        pass
     names = (path.name for path in run_dir.iterdir())
     others = sorted(name for name in names if name not in RUN_FILES and not name.startswith("."))
     if others:
@@ -253,7 +258,9 @@ def _key_in(run_dir: Path) -> str | None:
     return None if found is None else found.key
 
 
-def _empty(run_dir: Path) -> None:
-    """Deletes the files of a run."""
+def empty_run(run_dir: Path) -> None:
+    """Deletes the files of a run; first, for good, the one without which there is no finished run."""
+    (run_dir / FACTS).unlink(missing_ok=True)
+    sync_folder(run_dir)
     for name in RUN_FILES:
         (run_dir / name).unlink(missing_ok=True)
