@@ -24,16 +24,17 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from wasi_export.allocate import LayerTimes
 from wasi_export.config import Frozen
 from wasi_export.cost import FLOAT_BYTES, LinearForm
 from wasi_export.durable import write_bytes
-from wasi_export.errors import IntegrityError
+from wasi_export.errors import IntegrityError, MalformedError
 from wasi_export.progress import Track, silent
 from wasi_export.runtimes.host import describe_host
 from wasi_export.runtimes.session import Session, session_options
+from wasi_export.untrusted.document import read_document
 
 GROUP_BYTES = 64 * 2**20  # of weights that run in turns: above the caches of a board, about those of a server
 ROUNDS, WARMUP = 40, 8
@@ -202,6 +203,6 @@ def _read(path: Path | None, conditions: Conditions) -> TimesFile:
     if path is None or not path.exists():
         return TimesFile(conditions=conditions)
     try:
-        return TimesFile.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        return read_document(path, TimesFile)
+    except (OSError, MalformedError) as error:
         raise IntegrityError(f"{path} is not a file of layer times: delete it") from error

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wasi_export.artifact import InputSpec
+from wasi_export.errors import DataError
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -22,6 +23,8 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+MAX_PIXELS = 2**27
+"""Of an image after it was resized: 400 MB. At 224 pixels it has fewer unless its sides are 1 to 2,000."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,18 @@ class Preprocess:
     spec: InputSpec
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
-        """Returns the input [C, H, W] for an image of any size and mode."""
+        """Returns the input [C, H, W] for an image of any size and mode.
+
+        Raises:
+            DataError: it is so long and narrow that it would not fit in memory.
+        """
         image = image.convert(self.mode)
         size = _resized(image.size, self.spec)
+        if size[0] * size[1] > MAX_PIXELS:
+            raise DataError(
+                f"an image of {image.width}×{image.height} pixels would have {size[0]}×{size[1]} before the "
+                "crop: it is too long for its width, crop it first"
+            )
         if size != image.size:
             image = image.resize(size, RESAMPLING[self.spec.interpolation])
         return self.normalise(_center_crop(image, self.spec))

@@ -32,15 +32,22 @@ class Session:
     _ort: ort.InferenceSession
 
     @classmethod
-    def open(cls, path: Path, *, threads: int = 1, optimise: bool = True) -> Self:
+    def open(
+        cls, path: Path, *, threads: int = 1, optimise: bool = True, profile: Path | None = None
+    ) -> Self:
         """Returns the loaded model, with all graph optimisations of onnxruntime or with none.
+
+        With `profile`, the beginning of a file name, the runtime's profiler runs until `end_profile`.
 
         Raises:
             UsageError: there is no such file.
             HostError: the model needs a newer onnxruntime.
             ModelFailedError: the model does not load, or does not have one input of four axes.
         """
-        session = open_model(path, session_options(threads=threads, optimise=optimise))
+        options = session_options(threads=threads, optimise=optimise)
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
+        session = open_model(path, options)
         inputs = session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             got = ", ".join(f"{i.name} {i.shape}" for i in inputs)
@@ -62,6 +69,10 @@ class Session:
             ) from error
         logits: NDArray[np.float32] = output
         return logits
+
+    def end_profile(self) -> Path:
+        """Returns the file of events that the profiler wrote; it stops."""
+        return Path(self._ort.end_profiling())
 
     def random_images(self, batch: int) -> NDArray[np.float32]:
         """Returns standard normal images [batch, C, H, W] that fit the input, the same ones every time.

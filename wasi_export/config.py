@@ -67,11 +67,14 @@ class DataConfig(Frozen):
     train_images: int | None = Field(None, ge=1, description="train on the first n of the shuffled images")
     val_images: int | None = Field(None, ge=1, description="validate on the first n of the shuffled images")
     val_fraction: float = Field(0.2, gt=0, lt=1, description="held out where the source has no val split")
+    max_unreadable: float = Field(
+        0.1, ge=0, le=1, description="share of a folder's images that may be left out, as they cannot be read"
+    )
     batch_size: int = Field(32, ge=1, description="images of a training step, of all processes together")
-    eval_batch_size: int = Field(64, ge=1)
+    eval_batch_size: int = Field(64, ge=1, description="images of a step of evaluation or calibration")
     workers: int = Field(0, ge=0, description="loader processes")
     augment: bool = Field(True, description="random crop and flip while training")
-    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = Field(
+    crop_pct: Annotated[float, Field(ge=0.01, le=1)] | None = Field(
         None, description="share of the resized image that evaluation keeps; None: the model's"
     )
     scale: tuple[float, float] = Field((0.8, 1.0), description="area range of the random crop")
@@ -242,9 +245,9 @@ class TrainConfig(Frozen):
         None, description="steps of wsi from one exact truncation to the next; None: never"
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="of wsi, and of an opt that takes one")
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: float = Field(0.05, ge=0, description="of opt")
     sched: str = Field("cosine", description="timm scheduler name, stepped every batch")
-    warmup_steps: int = Field(20, ge=0)
+    warmup_steps: int = Field(20, ge=0, description="in which the rate rises")
     clip_grad: Annotated[float, Field(gt=0)] | None = Field(1.0, description="global gradient norm")
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
     mixup: float = Field(0.0, ge=0, description="mixup alpha; 0 is off")
@@ -308,12 +311,12 @@ class AdaptConfig(Frozen):
     )
     lr: float = Field(1e-4, gt=0, description="learning rate")
     head_lr: Annotated[float, Field(gt=0)] | None = Field(None, description="of the head; None: lr")
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: float = Field(0.05, ge=0, description="of opt")
     clip_grad: Annotated[float, Field(gt=0)] | None = Field(1.0, description="global gradient norm")
     sched: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate")
-    warmup_steps: int = Field(5, ge=0)
-    epochs: int = Field(3, ge=1)
-    batch_size: int = Field(8, ge=1)
+    warmup_steps: int = Field(5, ge=0, description="in which the rate rises")
+    epochs: int = Field(3, ge=1, description="of the new images")
+    batch_size: int = Field(8, ge=1, description="images of a step")
     scale: tuple[float, float] | None = Field(
         None, description="area range of the random crop; None: that of data"
     )
@@ -377,17 +380,36 @@ class ExportConfig(Frozen):
 
 
 class Thresholds(Frozen):
-    """What a bundle must meet. `None` is not checked; a threshold without data is exit code 5."""
+    """What a bundle must meet; None is not checked. How a value is judged: docs/gates.md.
+
+    A threshold without data is exit code 5, and so is one that the measurement does not decide.
+    """
 
     max_parity_error: float | None = Field(1e-5, gt=0, description="largest error over the output scale")
     min_accuracy: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="top-1 on --data")
     max_accuracy_drop: Annotated[float, Field(ge=-1, le=1)] | None = Field(
         None, description="top-1 of the baseline minus top-1 of the bundle"
     )
+    accuracy_confidence: Annotated[float, Field(ge=0.8, lt=1)] | None = Field(
+        None,
+        description="as 0.95: accuracy and its drop must be within their thresholds with the whole "
+        "confidence interval; None: as they were measured",
+    )
     max_latency_ratio: Annotated[float, Field(gt=0)] | None = Field(
         None, description="median of latency over latency of the baseline"
     )
     max_size_mb: Annotated[float, Field(gt=0)] | None = Field(None, description="model.onnx, in 10^6 bytes")
+    max_memory_mb: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="peak of a fresh process that loads model.onnx and runs one image, in 10^6 bytes"
+    )
+
+    @model_validator(mode="after")
+    def _confidence_is_of_a_threshold(self) -> Self:
+        if self.accuracy_confidence is not None and self.min_accuracy is self.max_accuracy_drop is None:
+            raise ValueError(
+                "accuracy_confidence is how sure min_accuracy and max_accuracy_drop must be: set one of them"
+            )
+        return self
 
     @classmethod
     def from_toml(cls, path: Path | None, overrides: Mapping[str, float] | None = None) -> Self:
@@ -404,7 +426,7 @@ class Config(Frozen):
     """Everything `wasi-export run` does, from images to report."""
 
     name: str = Field("wasi", pattern=r"^[\w.-]+$", description="name of the run, used in reports")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of all that is random: weights, split, order, augmentation")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     subspace: SubspaceConfig = SubspaceConfig()
@@ -471,7 +493,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"no configuration file {path}: check the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # not TOML, a number of too many digits, too deep
         raise ConfigError(f"{path} is not TOML: {error}") from error
 
 
@@ -487,7 +509,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"an override reads section.key=value, got {override!r}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text
     table = values
     for key in keys[:-1]:

@@ -8,12 +8,16 @@ from pydantic import Field
 from wasi_export.config import Frozen
 from wasi_export.errors import ExitCode
 
-Status = Literal["passed", "failed", "no data", "info"]
+Status = Literal["passed", "failed", "undecided", "no data", "info"]
 Evidence = Literal["device", "emulated", "estimate"]
 
 
 class Check(Frozen):
-    """One thing looked at; `info` has no threshold, `no data` has one but nothing was measured."""
+    """One thing looked at.
+
+    `info` has no threshold. `no data` has one, but nothing was measured; `undecided` has one that lies within
+    the uncertainty of what was measured. Neither is a pass.
+    """
 
     name: str
     status: Status
@@ -22,6 +26,13 @@ class Check(Frozen):
     threshold: float | None = None
     unit: str = ""
     """Empty for a count or a ratio."""
+    interval: tuple[float, float] | None = Field(
+        None, description="confidence interval of the value; None: there is none"
+    )
+    confidence: float | None = Field(None, description="of the interval, as 0.95")
+    p_value: float | None = Field(
+        None, description="of the drop of an accuracy: that chance alone makes such a difference"
+    )
     detail: str = ""
     evidence: Evidence = "device"
 
@@ -39,12 +50,79 @@ class Latency(Frozen):
     """Median over rounds of this model's time over the first model's in the same round."""
     ratio_low: float
     ratio_high: float
-    """Quartiles of the same ratios."""
+    """Quartiles of the same ratios: how much single rounds differ, not how well the median is known."""
+    ratio_interval: tuple[float, float] | None = Field(
+        None, description="95 % confidence interval of that median; None: too few rounds"
+    )
+    noise_floor: float | None = Field(
+        None,
+        description="by how much the ratio of the first model to itself, loaded twice, may be off 1 in this "
+        "run; None: too few rounds, or one model alone",
+    )
     load_ms: float
     peak_rss_mb: float
     """Peak resident memory of a fresh process that loads the model and runs one batch, in 10^6 bytes."""
     clock: Literal["cpu", "wall"]
     samples_ms: tuple[float, ...]
+
+
+class Confusion(Frozen):
+    """Images of one class that were taken for another one. Classes are indices."""
+
+    label: int
+    answer: int
+    images: int
+
+
+class Predictions(Frozen):
+    """What one model answers to the labelled images."""
+
+    model: str = Field(description="as in `latency`: baseline, bundle, …")
+    correct: int
+    total: int
+    matrix: tuple[tuple[int, ...], ...] | None = Field(
+        description="images by label (row) and answer (column), [classes, classes]; None: over 50 classes"
+    )
+    confusions: tuple[Confusion, ...] = Field(description="the 50 most frequent, most frequent first")
+
+
+class ChangedImage(Frozen):
+    """An image to which baseline and bundle give different answers. Classes are indices."""
+
+    image: str = Field(description="path below the folder of images, or #index in a set that is one file")
+    label: int
+    baseline: int
+    bundle: int
+    thumbnail: str = Field(
+        "",
+        pattern=r"^(data:image/jpeg;base64,[A-Za-z0-9+/=]+)?$",
+        description="the image in at most 48 pixels; of the first 40 images alone",
+    )
+
+
+class Comparison(Frozen):
+    """The answers of the bundle beside those of the baseline, image by image."""
+
+    both_right: int
+    lost: int = Field(description="images that the baseline alone gets right")
+    won: int = Field(description="images that the bundle alone gets right")
+    both_wrong: int
+    drop: float = Field(description="(lost - won) / images: top-1 of the baseline minus that of the bundle")
+    interval: tuple[float, float] = Field(description="confidence interval of the drop")
+    confidence: float
+    p_value: float = Field(description="McNemar's exact test of lost and won, two-sided")
+    changed: int = Field(description="images whose answer differs, wrong ones that stay wrong among them")
+    images: tuple[ChangedImage, ...] = Field(
+        description="of those the first 200: lost before won before both wrong"
+    )
+
+
+class LayerTime(Frozen):
+    """Time of one Linear layer inside both models, for one image; None: the model has no such layer."""
+
+    layer: str = Field(description="its name, as blocks.0.mlp.fc1; empty: all that is no such layer")
+    baseline_ms: float | None
+    bundle_ms: float | None
 
 
 class Host(Frozen):
@@ -149,17 +227,21 @@ class Report(Frozen):
     model_sha256: str
     checks: tuple[Check, ...]
     latency: tuple[Latency, ...] = ()
+    classes: tuple[str, ...] = Field((), description="by index; empty where there were no labelled images")
+    predictions: tuple[Predictions, ...] = Field((), description="of each model on the labelled images")
+    comparison: Comparison | None = Field(None, description="None: no baseline, or no labelled images")
+    layers: tuple[LayerTime, ...] = Field((), description="in the order in which they run")
     instructions: tuple[Instructions, ...] = ()
     host: Host
     board: BoardRun | None = None
 
     @property
     def exit_code(self) -> ExitCode:
-        """0 where every threshold is met, 5 where one had no data, 1 where one was missed."""
+        """0 where every threshold is met, 1 where one is missed, 5 where one had no data or is undecided."""
         statuses = {check.status for check in self.checks}
         if "failed" in statuses:
             return ExitCode.CHECK_FAILED
-        if "no data" in statuses or not statuses & {"passed"}:
+        if statuses & {"no data", "undecided"} or "passed" not in statuses:
             return ExitCode.NOTHING_TO_CHECK
         return ExitCode.PASSED
 
@@ -168,8 +250,11 @@ class Report(Frozen):
         """One sentence: passed, or which checks did not and what became of them."""
         if self.exit_code == ExitCode.PASSED:
             return "passed"
-        failed = [check.name for check in self.checks if check.status == "failed"]
-        no_data = [check.name for check in self.checks if check.status == "no data"]
-        parts = [f"failed: {', '.join(failed)}"] if failed else []
-        parts += [f"nothing to check for: {', '.join(no_data)}"] if no_data else []
+        words: Mapping[Status, str] = {
+            "failed": "failed", "undecided": "undecided", "no data": "nothing to check for",
+        }  # fmt: skip
+        parts = []
+        for status, word in words.items():
+            if names := [check.name for check in self.checks if check.status == status]:
+                parts.append(f"{word}: {', '.join(names)}")
         return "; ".join(parts) or "nothing was checked"

@@ -1,15 +1,18 @@
 """Views of a report: Markdown, and the rows and sentences that the tables of commands share."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from wasi_export.errors import ExitCode
-from wasi_export.report import BoardRun, Check, Instructions, Latency, Report, Status
+from wasi_export.report import BoardRun, Check, Comparison, Instructions, Latency, Report, Status
 
 COUNTED = (
     "Of one run on one thread, counted by an emulator. A count is no time; the estimate is a range "
     "for one core of a Raspberry Pi 5, from how many instructions it can begin in a cycle."
 )
-MARKS: Mapping[Status, str] = {"passed": "✅", "failed": "❌", "no data": "⚠️", "info": "ℹ️"}
+MARKS: Mapping[Status, str] = {
+    "passed": "✅", "failed": "❌", "undecided": "⚠️", "no data": "⚠️", "info": "ℹ️",
+}  # fmt: skip
+CHANGED_IN_MARKDOWN = 10
 
 
 def to_markdown(report: Report) -> str:
@@ -28,6 +31,8 @@ def to_markdown(report: Report) -> str:
     if report.latency:
         blocks += ["## Latency", markdown_table(*LATENCY_COLUMNS, map(latency_row, report.latency))]
         blocks.append(describe_measurement(report.latency[0]))
+    if report.comparison:
+        blocks += ["## Answers", *_describe_answers(report.comparison, report.classes)]
     if report.instructions:
         rows = map(instruction_row, report.instructions)
         blocks += ["## Instructions", markdown_table(*INSTRUCTION_COLUMNS, rows), COUNTED]
@@ -47,18 +52,23 @@ def to_markdown(report: Report) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-LATENCY_COLUMNS = (
-    ("model", "p50 ms", "p90 ms", "p99 ms", "ratio to first", "quartiles", "load ms", "peak RSS MB"),
-    "lrrrrrrr",
+Columns = tuple[tuple[str, ...], str]
+"""Names of columns, and l, c or r for each."""
+LATENCY_COLUMNS: Columns = (
+    ("model", "p50 ms", "p90 ms", "p99 ms", "ratio", "95 % interval", "quartiles", "load ms", "peak RSS MB"),
+    "lrrrrrrrr",
 )
 
 
 def latency_row(latency: Latency) -> tuple[str, ...]:
     """Returns the cells of one model under `LATENCY_COLUMNS`."""
     times = (f"{ms:.2f}" for ms in (latency.p50_ms, latency.p90_ms, latency.p99_ms))
-    quartiles = f"{latency.ratio_low:.3f}–{latency.ratio_high:.3f}"
-    ratio, load = f"{latency.ratio_to_first:.3f}", f"{latency.load_ms:.0f}"
-    return latency.model, *times, ratio, quartiles, load, f"{latency.peak_rss_mb:.0f}"
+    ratios = (
+        f"{latency.ratio_to_first:.3f}",
+        "–" if latency.ratio_interval is None else "{:.3f}–{:.3f}".format(*latency.ratio_interval),
+        f"{latency.ratio_low:.3f}–{latency.ratio_high:.3f}",
+    )
+    return latency.model, *times, *ratios, f"{latency.load_ms:.0f}", f"{latency.peak_rss_mb:.0f}"
 
 
 def check_values(check: Check) -> tuple[str, str]:
@@ -70,7 +80,7 @@ def check_values(check: Check) -> tuple[str, str]:
     return value, threshold
 
 
-INSTRUCTION_COLUMNS = (
+INSTRUCTION_COLUMNS: Columns = (
     ("model", "instructions", "ratio", "SIMD", "FMLA", "dot product", "load, store", "one core"),
     "lrrrrrrr",
 )
@@ -116,11 +126,36 @@ def _check_row(check: Check) -> tuple[str, ...]:
 def describe_measurement(first: Latency) -> str:
     """Returns in words how a latency table was measured."""
     clock = "CPU time of the process" if first.clock == "cpu" else "wall clock"
+    noise = ""
+    if first.noise_floor is not None:
+        noise = f"; the first model against itself is within {first.noise_floor:.1%}, the noise floor"
     return (
         f"Batch {first.batch}, threads {first.threads}, {len(first.samples_ms)} rounds after warm-up with "
-        f"the models in turns, {clock}. The ratio is the median over rounds, with its quartiles. Load time "
-        "and peak memory are of a fresh process."
+        f"the models in turns, {clock}. The ratio to the first is the median over rounds, with its interval; "
+        f"quartiles are of single rounds{noise}. Load time and peak memory are of a fresh process."
     )
+
+
+def _describe_answers(comparison: Comparison, classes: Sequence[str]) -> Iterator[str]:
+    """Yields the two by two table of a comparison, and the first images whose answer changed."""
+    yield markdown_table(
+        ("images", "bundle right", "bundle wrong"),
+        "lrr",
+        (
+            ("baseline right", str(comparison.both_right), str(comparison.lost)),
+            ("baseline wrong", str(comparison.won), str(comparison.both_wrong)),
+        ),
+    )
+    if comparison.images:
+        shown = comparison.images[:CHANGED_IN_MARKDOWN]
+        yield f"{comparison.changed} images have another answer than of the baseline; {len(shown)} of them:"
+        rows = ((c.image, *(class_name(i, classes) for i in (c.label, c.baseline, c.bundle))) for c in shown)
+        yield markdown_table(("image", "label", "baseline", "bundle"), "llll", rows)
+
+
+def class_name(index: int, classes: Sequence[str]) -> str:
+    """Returns the name of a class; an answer that is none has `–`."""
+    return classes[index] if 0 <= index < len(classes) else "–"
 
 
 def markdown_table(columns: Sequence[str], align: str, rows: Iterable[Sequence[str]]) -> str:

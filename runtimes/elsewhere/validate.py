@@ -13,13 +13,13 @@ from pathlib import Path
 from wasi_export.artifact import MODEL, Bundle
 from wasi_export.config import Thresholds
 from wasi_export.errors import HostError
-from wasi_export.report import BoardRun, Check, Host, Instructions, Latency, Report
+from wasi_export.report import Check, Host, Instructions, Report
 from wasi_export.runtimes import reproduce
+from wasi_export.runtimes.checks import at_most, size_check, without_data
 from wasi_export.runtimes.elsewhere.data import data_on
 from wasi_export.runtimes.host import describe_host
 from wasi_export.runtimes.instructions import count_instructions
 from wasi_export.runtimes.targets.target import RUN_SECONDS, Target, document_of
-from wasi_export.runtimes.validate import at_most, size_check, without_data
 
 INSTRUCTION_GROWTH = 0.02
 """By how much the instructions of a model may grow from one report to the next."""
@@ -52,29 +52,25 @@ def validate_elsewhere(target: Target, bundle: Bundle, thresholds: Thresholds, a
     with tempfile.TemporaryDirectory() as folder:
         there = target.send(bundle.path)
         results, host = _results(target, there, asked, Path(folder) / "results")
-        latency: tuple[Latency, ...] = ()
-        board: BoardRun | None = None
-        if target.evidence == "device":
-            report = _validate_there(target, there, bundle, thresholds, asked, Path(folder))
-            checks, latency, board = list(report.checks), report.latency, report.board
-        else:
-            checks = list(_checks(bundle, thresholds, results))
-            checks += _accuracy_there(target, there, bundle, thresholds, asked, Path(folder))
-        checks += reproduce.compare(bundle, results, name=target.name)
         counts: tuple[Instructions, ...] = ()
+        if target.evidence == "device":
+            found = _validate_there(target, there, bundle, thresholds, asked, Path(folder))
+            checks = list(found.checks)
+        else:
+            found = _accuracy_there(target, there, bundle, thresholds, asked, Path(folder), host)
+            checks = [*_checks(bundle, thresholds, results), *found.checks]
+        checks += reproduce.compare(bundle, results, name=target.name)
         if target.evidence == "emulated":
             counts = count_instructions(target, _models(bundle, asked.baseline), seconds=RUN_SECONDS)
             checks += _count_checks(counts, asked.before)
-    return Report(
-        target=target.name,
-        bundle=str(bundle.path),
-        model=bundle.manifest.name,
-        model_sha256=bundle.manifest.files[MODEL].sha256,
-        checks=tuple(check.model_copy(update={"evidence": target.evidence}) for check in checks),
-        latency=latency,
-        instructions=counts,
-        host=host.model_copy(update={"evidence": target.evidence}),
-        board=board,
+    return found.model_copy(
+        update={
+            "target": target.name,
+            "bundle": str(bundle.path),
+            "checks": tuple(check.model_copy(update={"evidence": target.evidence}) for check in checks),
+            "instructions": counts,
+            "host": host.model_copy(update={"evidence": target.evidence}),
+        }
     )
 
 
@@ -116,20 +112,39 @@ def _validate_there(
 
 
 def _accuracy_there(
-    target: Target, there: str, bundle: Bundle, thresholds: Thresholds, asked: Elsewhere, folder: Path
-) -> list[Check]:
-    """Returns the checks of accuracy on an emulated board: what needs neither a clock nor the baseline."""
+    target: Target,
+    there: str,
+    bundle: Bundle,
+    thresholds: Thresholds,
+    asked: Elsewhere,
+    folder: Path,
+    host: Host,
+) -> Report:
+    """Returns the report of an emulated board on accuracy alone, which needs neither clock nor baseline."""
+    threshold = thresholds.min_accuracy
     if asked.data is None:
-        return list(filter(None, [without_data("accuracy", thresholds.min_accuracy, "give --data")]))
-    limits = Thresholds(max_parity_error=None, min_accuracy=thresholds.min_accuracy)
+        missing = without_data("accuracy", threshold, "give --data")
+        return Report(
+            bundle=str(bundle.path),
+            model=bundle.manifest.name,
+            model_sha256=bundle.manifest.files[MODEL].sha256,
+            checks=(missing,) if missing else (),
+            host=host,
+        )
+    limits = Thresholds(
+        min_accuracy=threshold,
+        accuracy_confidence=None if threshold is None else thresholds.accuracy_confidence,
+    )
     report = _validate_there(target, there, bundle, limits, replace(asked, baseline=None), folder)
-    return [check for check in report.checks if "accuracy" in check.name]
+    checks = tuple(check for check in report.checks if "accuracy" in check.name)
+    return report.model_copy(update={"checks": checks})
 
 
 def _invalid(check: Check, reason: str) -> Check:
     """Returns a check of a latency without its value: it says nothing of the board."""
     status = "info" if check.threshold is None else "no data"
-    return check.model_copy(update={"status": status, "value": None, "detail": reason})
+    gone = {"value": None, "interval": None, "confidence": None}
+    return check.model_copy(update={"status": status, "detail": reason} | gone)
 
 
 def _checks(bundle: Bundle, thresholds: Thresholds, results: reproduce.Tensors) -> Iterator[Check]:
@@ -141,12 +156,12 @@ def _checks(bundle: Bundle, thresholds: Thresholds, results: reproduce.Tensors) 
     detail = f"{len(outputs)} of {len(golden.images)} golden images"
     yield at_most("parity error", error, thresholds.max_parity_error, detail)
     yield size_check(bundle, thresholds.max_size_mb)
-    no_clock = "of no emulated board: give --target ssh://user@host"
-    for name, threshold, remedy in (
-        ("accuracy drop", thresholds.max_accuracy_drop, no_clock),
-        ("latency ratio", thresholds.max_latency_ratio, no_clock),
+    for name, threshold in (
+        ("accuracy drop", thresholds.max_accuracy_drop),
+        ("latency ratio", thresholds.max_latency_ratio),
+        ("memory", thresholds.max_memory_mb),
     ):
-        if missing := without_data(name, threshold, remedy):
+        if missing := without_data(name, threshold, "of no emulated board: give --target ssh://user@host"):
             yield missing
 
 

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers import CLASSES, TRAINING, factors, make_images, make_manifest
+from helpers import CLASSES, TRAINING, factors, make_images, make_manifest, require_schema
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
@@ -63,6 +63,7 @@ def test_a_table_says_what_was_learnt_and_where_it_is(learning_bundle, data, tmp
 
 def test_json_has_every_epoch(learning_bundle, data, tmp_path):
     done = run(learning_bundle, data, tmp_path / "state", "--epochs", 3, "--json")
+    require_schema("adapt", done.stdout)
     progress = json.loads(done.stdout)
     assert [line["epoch"] for line in progress["history"]] == [0, 1, 2, 3]
     assert progress["ended"] == "epochs"
@@ -159,12 +160,18 @@ def test_images_that_are_not_there_are_refused(learning_bundle, data, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["noise", "cut", "empty"])
-def test_an_image_that_cannot_be_read_is_named(learning_bundle, data, tmp_path, damage):
+def test_an_image_that_cannot_be_read_is_left_out_and_named(learning_bundle, data, tmp_path, caplog, damage):
     path = data / "dark" / "7.png"
     content = {"noise": b"noise" * 50, "cut": path.read_bytes()[:50], "empty": b""}[damage]
     path.write_bytes(content)
-    done = run(learning_bundle, data, tmp_path / "state")
-    refused(done, 2, r"dark/7.png is not an image that can be read \(.*\): remove it or mend it")
+    done = run(learning_bundle, data, tmp_path / "state", "--json")
+    assert (done.exit_code, json.loads(done.stdout)["unreadable_images"]) == (0, 1)
+    (warning,) = caplog.messages
+    assert re.fullmatch(r"1 of 40 images in .* cannot be read: dark/7\.png \(.*\); left out", warning)
+    path.unlink()
+    run(learning_bundle, data, tmp_path / "without")
+    ours, without = (load_file(tmp_path / name / STATE) for name in ("state", "without"))
+    assert all(np.array_equal(ours[name], without[name]) for name in ours)
 
 
 @pytest.mark.parametrize("lr", ["0", "-1", "nan", "inf"])
@@ -324,7 +331,7 @@ def test_images_that_are_away_for_a_while_cost_no_step(learning_bundle, data, tm
     before = {path: path.read_bytes() for path in data.rglob("*.png")}
     for path, content in before.items():
         path.write_bytes(b"?" * len(content))
-    refused(run(learning_bundle, data, tmp_path / "state", "--epochs", 2), 2, "not an image that can be read")
+    refused(run(learning_bundle, data, tmp_path / "state", "--epochs", 2), 2, "40 of 40 images .* something")
     assert committed_step(tmp_path / "state") == 1
     for path, content in before.items():
         path.write_bytes(content)

@@ -1,5 +1,5 @@
 import pytest
-from helpers import make_bundle, make_model
+from helpers import make_bundle, make_model, require_schema
 from typer.testing import CliRunner
 
 from wasi_export.cli import app
@@ -25,6 +25,7 @@ def run(*arguments):
 def test_bundles_and_plain_models_are_measured_side_by_side(bundle, model):
     result = run(bundle, model, "--rounds", 4, "--warmup", 1, "--batch", 2, "--json")
     assert (result.exit_code, result.stderr) == (0, "")
+    require_schema("benchmark", result.stdout)
     first, second = Benchmark.model_validate_json(result.stdout).latency
     assert (first.model, second.model) == (str(bundle), str(model))
     assert first.ratio_to_first == 1

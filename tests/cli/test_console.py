@@ -7,11 +7,12 @@ import sys
 
 import pytest
 import typer
+from helpers import require_schema
 from typer.testing import CliRunner
 
 import wasi_export
 from wasi_export.cli import app
-from wasi_export.cli._console import JsonFlag, exit_codes, print_json, print_table, track
+from wasi_export.cli._console import VERBOSITY, JsonFlag, exit_codes, note, print_json, print_table, track
 from wasi_export.errors import DataError, ExitCode, IntegrityError
 
 FAILURES = {
@@ -49,9 +50,10 @@ def test_an_error_is_one_line_and_its_exit_code(kind, code, line):
 def test_with_json_the_error_is_an_object_as_well():
     result = CliRunner().invoke(command, ["data", "--json"])
     assert result.stderr == "error: 3 lines become one\n"
-    assert json.loads(result.stdout) == {
-        "error": {"type": "DataError", "message": "3 lines become one", "exit_code": 2}
-    }
+    require_schema("error", result.stdout)
+    assert json.loads(result.stdout)["error"] == {
+        "type": "DataError", "message": "3 lines become one", "exit_code": 2,
+    }  # fmt: skip
 
 
 def test_a_bug_shows_its_traceback_and_exits_70():
@@ -106,6 +108,40 @@ def test_the_help_takes_less_than_300_ms():
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 0.3  # CPU time of one thread: the wall clock of a machine that is not busy
+
+
+def test_verbose_tells_where_an_error_comes_from_and_quiet_and_normal_do_not(tmp_path):
+    for option, told in (("--verbose", True), ("-q", False), (None, False)):
+        result = CliRunner().invoke(app, [*([option] if option else []), "inspect", str(tmp_path / "absent")])
+        assert result.exit_code == ExitCode.INTEGRITY
+        assert result.stderr.splitlines()[-1].startswith("error: no bundle at")
+        assert ("Traceback" in result.stderr) == told
+    assert CliRunner().invoke(app, ["-q", "-v", "inspect", "x"]).exit_code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(("verbosity", "said"), [("quiet", ""), ("normal", "busy\n"), ("verbose", "busy\n")])
+def test_quiet_leaves_out_what_is_no_result(capsys, verbosity, said):
+    token = VERBOSITY.set(verbosity)
+    try:
+        note("busy")
+        print_table("table", ("a",), [("1",)])
+    finally:
+        VERBOSITY.reset(token)
+    found = capsys.readouterr()
+    assert found.err == said
+    assert "table" in found.out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completes_commands(shell):
+    environment = os.environ | {"_WASI_EXPORT_COMPLETE": f"complete_{shell}"} | {
+        "bash": {"COMP_WORDS": "wasi-export val", "COMP_CWORD": "1"},
+        "zsh": {"_TYPER_COMPLETE_ARGS": "wasi-export val"},
+        "fish": {"_TYPER_COMPLETE_ARGS": "wasi-export val", "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+    }[shell]  # fmt: skip
+    command = [sys.executable, "-m", "wasi_export"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "validate" in done.stdout
 
 
 def test_away_from_a_terminal_progress_is_silent(capsys):

@@ -9,6 +9,7 @@ import onnx
 import pytest
 import timm
 import torch
+from helpers import require_schema
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
@@ -238,6 +239,7 @@ def test_a_bundle_is_replaced_only_by_force(run_dir: Path, tmp_path: Path) -> No
     assert "exists: choose another name or give --force" in result.output
     assert files_in(bundle) == before
     result = call(run_dir, "-o", bundle, "--opset", "20", "--force", "--json")
+    require_schema("manifest", result.stdout)
     assert json.loads(result.stdout)["opset"] == Bundle.open(bundle).manifest.opset == 20
 
 
@@ -266,7 +268,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], int, str]] = {
     "the same for a model": ((*PLAIN, "--opset", "11"), 2, "export.opset: Input should be greater than"),
     "no images": (("--model", "test_vit"), 2, "--model needs --calibration DIR"),
     "an empty folder": ((*PLAIN[:-1], "EMPTY"), 5, "no images in"),
-    "an image that is not one": ((*PLAIN[:-1], "BROKEN"), 2, "broken.png is not an image that can be read"),
+    "an image that is not one": ((*PLAIN[:-1], "BROKEN"), 2, "cannot be read: broken.png"),
     "random weights": (("--model", "test_vit", "--calibration", "IMAGES"), 2, "test_vit has random weights"),
     "an unknown model": (
         ("--model", "test_vitt", *PLAIN[2:]),

@@ -1,5 +1,5 @@
 import pytest
-from helpers import make_bundle
+from helpers import make_bundle, require_schema
 from typer.testing import CliRunner
 
 from wasi_export.artifact import Bundle, Manifest
@@ -32,4 +32,5 @@ def test_inspect_shows_layers_files_and_preprocessing(bundle):
 
 def test_inspect_as_json_is_the_manifest(bundle):
     result = CliRunner().invoke(app, ["inspect", str(bundle), "--json"])
+    require_schema("manifest", result.stdout)
     assert Manifest.model_validate_json(result.stdout) == Bundle.open(bundle).manifest

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import require_schema
 from safetensors.numpy import load_file
 from typer.testing import CliRunner, Result
 
@@ -92,6 +93,7 @@ def test_a_state_without_steps_merges_into_the_same_model(bundle: Path, tmp_path
 def test_a_merged_bundle_answers_as_the_board_that_learnt(bundle: Path, state: Path, tmp_path: Path) -> None:
     result = call("merge", bundle, state, "-o", tmp_path / "new", "--data", "digits", "--json")
     assert result.exit_code == 0, result.output
+    require_schema("merge", result.stdout)
     found = json.loads(result.stdout)
     adapter, images = Adapter.open(bundle), load_data(Config.from_mapping(CONFIG).data)[1]
     adapter.load(state)
@@ -136,6 +138,7 @@ def test_torch_goes_on_as_if_it_had_never_left(
     run_dir: Path, bundle: Path, state: Path, tmp_path: Path
 ) -> None:
     result = call("merge", bundle, state, "--to", "torch", "-o", tmp_path / "back")
+    require_schema("run", (tmp_path / "back" / "run.json").read_bytes())
     assert result.exit_code == 0, result.output
     config = Config.from_mapping(CONFIG)
     stayed, back = begin(config, CLASSES, run_dir), begin(config, CLASSES, tmp_path / "back")

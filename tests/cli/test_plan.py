@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers import require_schema
 from typer.testing import CliRunner, Result
 
 from wasi_export.cli import app
@@ -42,6 +43,7 @@ def plan(*arguments: object) -> Result:
 def planned(*arguments: object) -> PlannedModel:
     result = plan(*arguments, "--json")
     assert result.exit_code == 0, result.output
+    require_schema("planned-model", result.stdout)
     return PlannedModel.model_validate_json(result.stdout)
 
 
@@ -89,6 +91,7 @@ def test_nothing_is_written_unless_asked(
 def test_the_plan_goes_to_a_file_and_with_the_totals_to_json(config: Path, tmp_path: Path) -> None:
     made = planned(config, "-o", tmp_path / "plan.json")
     assert made.plan == Plan.load(tmp_path / "plan.json")
+    require_schema("plan", (tmp_path / "plan.json").read_bytes())
     assert len(made.plan.layers) == 6
     assert made.dense.parameters - made.planned.parameters == 90_112 - 28_672
 

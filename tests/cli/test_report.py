@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from helpers import require_schema
 from report_inputs import CHECKS, make_board_report, make_report, make_run, write_report_json
 from typer.testing import CliRunner
 
@@ -26,10 +27,12 @@ def test_a_finished_run_becomes_a_page_beside_its_report(tmp_path):
     text = page.read_text()
     for heading in ("Latency", "Accuracy over latency", "Size and memory", "Training", "Layers", "Checks"):
         assert f"<h2>{heading}</h2>" in text
+    assert "<h2>Memory over a training step, batch 32</h2>" in text
+    assert "<h2>Answers <small>100 images</small></h2>" in text
     assert "dense: 2 epochs in 10" in text
     assert "Peak of a training step, batch 32, MB" in text
     assert "1 of 2 layers are factored" in text
-    assert "wasi-export run CONFIG -s export.fold=auto" in text
+    assert "time of each layer:" not in text
     assert list((folder / "report").glob(".*")) == []
 
 
@@ -49,12 +52,58 @@ def test_a_run_that_shares_its_dense_run_shows_its_own_training(tmp_path):
     assert "dense: 2 epochs" not in text
 
 
+def test_what_an_older_run_has_not_measured_is_told(tmp_path):
+    folder = make_run(tmp_path / "run")
+    report = json.loads((folder / "report" / "report.json").read_text())
+    left = {
+        name: value for name, value in report.items() if name not in ("layers", "predictions", "comparison")
+    }
+    (folder / "report" / "report.json").write_text(json.dumps(left))
+    (folder / "report" / "memory.json").write_text('{"dense_mb": 54.0, "low_rank_mb": 35.0}')
+    assert run(folder).exit_code == 0
+    text = (folder / "report" / "report.html").read_text()
+    for what in (
+        "time of each layer",
+        "memory over a training step",
+        "answers beside those of the dense model",
+    ):
+        assert f"<li>{what}: <code>wasi-export " in text
+    assert "<h2>Answers" not in text
+    assert "<h2>Memory over" not in text
+
+
+def test_the_page_does_not_go_over_another_file(tmp_path):
+    folder = write_report_json(tmp_path / "report", make_report(CHECKS[0]))
+    before = (folder / "report.json").read_bytes()
+    refused(run(folder, "-o", folder / "report.json", "--force"), 2, "give a name that ends with .html")
+    assert (folder / "report.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("target", "other"), [((), "validation"), (("--target", "ssh://pi@board"), "report/ssh---pi-board")]
+)
+def test_a_report_does_not_go_over_that_of_a_run(tmp_path, target, other):
+    run_folder = make_run(tmp_path / "run")
+    folder = run_folder / "report"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    validate = ["validate", str(run_folder / "bundle"), "--report"]
+    result = CliRunner().invoke(app, [*validate, str(folder), *target])
+    refused(
+        result,
+        2,
+        f"{folder} has the report of a run, which would be lost: give another, as {run_folder / other}",
+    )
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_reports_of_several_targets_are_on_one_page(tmp_path):
     folder = write_report_json(tmp_path / "report", make_report(CHECKS[0]))
     write_report_json(folder / "arm64", make_board_report())
     result = run(folder, "--json")
     assert result.exit_code == 0
+    require_schema("page", result.stdout)
     assert json.loads(result.stdout) == {
+        "schema_version": 1,
         "report": str(folder / "report.html"),
         "model": "m",
         "verdicts": {"this machine": "passed", "arm64:pi5": "passed"},
@@ -96,12 +145,32 @@ def test_a_file_that_is_no_report_is_refused(tmp_path):
         ("bundle/config.toml", 2, "config.toml"),
         ("subspace/metrics.jsonl", 2, "metrics.jsonl is not what training wrote"),
         ("report/report.json", 2, "report.json is no report.json"),
+        ("report/memory.json", 6, "memory.json is not what a run wrote"),
+        ("report/arm64/report.json", 2, "arm64/report.json is no report.json"),
     ],
 )
-def test_a_damaged_file_of_a_run_is_named(tmp_path, name, code, words):
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"a": 1}', '"' + "\udcff"], ids=lambda text: text[:8])
+def test_a_damaged_file_of_a_run_is_named(tmp_path, name, code, words, text):
     folder = make_run(tmp_path / "run")
-    (folder / name).write_text("{")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(text, errors="surrogateescape")
     refused(run(folder), code, words)
+
+
+@pytest.mark.parametrize("name", ["report/report.json", "report/memory.json", "subspace/metrics.jsonl"])
+def test_a_file_that_is_far_too_large_is_not_read_to_its_end(tmp_path, name):
+    folder = make_run(tmp_path / "run")
+    with (folder / name).open("r+b") as file:
+        file.truncate(200 << 30)  # a hole: it takes no room
+    assert run(folder).exit_code in (2, 6)
+
+
+def test_a_curve_whose_parts_do_not_fit_is_refused(tmp_path):
+    folder = make_run(tmp_path / "run")
+    memory = json.loads((folder / "report" / "memory.json").read_text())
+    del memory["dense_curve"]["held_bytes"]["inputs"]
+    (folder / "report" / "memory.json").write_text(json.dumps(memory))
+    refused(run(folder), 6, "held_bytes has not one number for each kind and moment")
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path):

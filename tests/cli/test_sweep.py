@@ -4,17 +4,19 @@ import subprocess
 import sys
 
 import pytest
+from helpers import require_schema
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from wasi_export.cli import app
-from wasi_export.cli._lock import is_locked, locked
 from wasi_export.cli._summary import ModelSummary, RunSummary
 from wasi_export.cli._sweep import Job, Part, read_sweep
 from wasi_export.cli._sweep_table import Spread, SweepTable, merge
 from wasi_export.config import Config
+from wasi_export.durable import locked_folder
 from wasi_export.errors import ConfigError, UsageError
+from wasi_export.locks import is_locked
 
 # Wide enough for its factors to pay, trained far too short to be good.
 CONFIG = """
@@ -144,6 +146,7 @@ def test_a_dry_run_lists_the_jobs_of_a_part(job_file):
     path = job_file('[sweep]\n"subspace.rank" = [8, 16, 24]\n')
     assert run(path, "--dry-run").stdout.split() == [f"subspace.rank={rank}" for rank in (8, 16, 24)]
     assert run(path, "--dry-run", "--array", "2/2").stdout.split() == ["subspace.rank=16"]
+    require_schema("jobs", run(path, "--dry-run", "--json").stdout)
 
 
 @pytest.mark.parametrize(
@@ -172,12 +175,12 @@ def test_a_run_on_several_processes_is_refused(job_file, monkeypatch):
 def test_a_folder_is_locked_for_others_and_free_again(tmp_path):
     folder = tmp_path / "new"
     assert not is_locked(folder)
-    with locked(folder):
+    with locked_folder(folder):
         assert is_locked(folder)
-        with pytest.raises(UsageError, match="is in use by another process"), locked(folder):
+        with pytest.raises(UsageError, match="is in use by another process"), locked_folder(folder):
             pass
     assert not is_locked(folder)
-    with locked(folder, wait=True):
+    with locked_folder(folder, wait=True):
         pass
 
 
@@ -273,6 +276,7 @@ def test_parts_run_all_jobs_share_the_dense_run_and_merge(job_file, tmp_path):
 
     done = run(path, "-o", out, "--array", "1/2", "--json")
     assert done.exit_code == 0, done.output
+    require_schema("sweep", done.stdout)
     table = json.loads(done.stdout)
     assert [row["runs"] for row in table["rows"]] == [1, 1]
     assert len(table["unfinished"]) == 2
@@ -285,7 +289,7 @@ def test_parts_run_all_jobs_share_the_dense_run_and_merge(job_file, tmp_path):
     assert again.stderr.count("finished already") == 2
     assert "2 of 4 jobs are finished" in again.stdout
 
-    with locked(out / "subspace.fraction=0.4,train.subspace.opt=adamx"):
+    with locked_folder(out / "subspace.fraction=0.4,train.subspace.opt=adamx"):
         busy = run(path, "-o", out, "--array", "2/4")
     assert busy.exit_code == 0
     assert "another process is running it" in busy.stderr

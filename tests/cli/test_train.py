@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from helpers import require_schema
 from typer.testing import CliRunner
 
 from wasi_export.cli import app
@@ -82,7 +83,8 @@ def test_a_file_that_is_not_an_image_is_named(config, tmp_path):
         path.write_text("not an image")
     result = train(config, "-o", tmp_path / "run", "-s", f"data.source={tmp_path / 'images'}")
     assert result.exit_code == 2
-    assert ".png is not an image that can be read" in error_of(result)
+    assert "3 of 3 images in" in error_of(result)
+    assert "cat/1.png (no image)" in error_of(result)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +131,8 @@ def test_a_run_is_trained_and_then_found_finished(config, tmp_path):
     first = train(config, "-o", tmp_path / "run", "--json")
     assert first.exit_code == 0, first.output
     assert json.loads(first.stdout) == json.loads((tmp_path / "run" / "run.json").read_text())
+    require_schema("run", first.stdout)
+    require_schema("epoch", (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert first.stderr.startswith("epoch 1: loss ")
     again = train(config, "-o", tmp_path / "run")
     assert again.exit_code == 0
@@ -150,6 +154,8 @@ def test_a_profile_is_printed_as_tables_and_as_json(config, tmp_path):
     for name in ("data", "forward", "backward", "clipping", "update", "whole step", "attention", "norm"):
         assert f" {name} " in result.stdout
     result = train(config, "-o", tmp_path / "run", *options, "--force", "--json")
+    require_schema("profiled-run", result.stdout)
+    require_schema("profile", (tmp_path / "run" / "profile.json").read_bytes())
     printed = json.loads(result.stdout)
     assert printed["profile"] == json.loads((tmp_path / "run" / "profile.json").read_text())
     assert printed["run"] == json.loads((tmp_path / "run" / "run.json").read_text())

@@ -2,11 +2,13 @@ import json
 import shutil
 
 import pytest
-from helpers import make_bundle, make_images, make_model
+from helpers import make_bundle, make_images, make_model, require_schema
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from wasi_export.artifact import GOLDEN
 from wasi_export.cli import app
+from wasi_export.config import Thresholds
 from wasi_export.report import Report
 
 
@@ -88,10 +90,47 @@ def test_all_thresholds_met_with_data_and_baseline(bundle, tmp_path):
     given = ("--data", images, "--limit", 3, "--baseline", baseline, "--thresholds", limits, "--rounds", 3)
     result = run(bundle, *given, "--max-size-mb", 1, "--json")
     assert result.exit_code == 0
+    require_schema("report", result.stdout)
     report = Report.model_validate_json(result.stdout)
     assert [check.name for check in report.checks if check.status == "passed"] == [
         "integrity", "load", "parity error", "accuracy", "accuracy drop", "latency ratio", "size",
     ]  # fmt: skip
+    assert report.comparison.changed == 0
+
+
+def test_every_threshold_is_an_option_and_documented():
+    parameters = {parameter.name: parameter for parameter in get_command(app).commands["validate"].params}
+    for name, field in Thresholds.model_fields.items():
+        assert field.description, name
+        assert parameters[name].help, name
+
+
+def test_github_gets_annotations_and_a_summary(bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary"))
+    (tmp_path / "summary").write_text("what was there before\n")
+    result = run(bundle, "--max-size-mb", 1e-6, "--min-accuracy", 0.5, "--github")
+    assert result.exit_code == 1
+    lines = [line for line in result.stdout.splitlines() if line.startswith("::")]
+    assert lines[0] == "::warning title=tiny%3A accuracy::no data: –, threshold 0.5: give --data"
+    assert lines[1].startswith("::error title=tiny%3A size::failed: ")
+    assert lines[2:] == ["::notice title=tiny::failed: size; nothing to check for: accuracy"]
+    summary = (tmp_path / "summary").read_text(encoding="utf-8")
+    assert summary.startswith("what was there before\n# ❌ tiny: failed: size")
+
+
+def test_github_gets_an_error_as_an_annotation(bundle):
+    flip_a_byte(bundle)
+    result = run(bundle, "--github")
+    assert result.exit_code == 6
+    (line,) = result.stdout.splitlines()
+    assert line.startswith(f"::error title={bundle}::")
+    assert "model.onnx has sha256" in line
+
+
+def test_annotations_and_json_do_not_go_together(bundle):
+    result = run(bundle, "--github", "--json")
+    assert result.exit_code == 2
+    assert error_of(result).startswith("error: --github and --json both print to stdout")
 
 
 def test_a_missed_threshold_exits_1(bundle):
@@ -134,7 +173,7 @@ def test_a_file_that_is_no_image_exits_2_and_is_named(bundle, tmp_path):
     (images / "dark" / "notes.jpg").write_text("not a picture")
     result = run(bundle, "--data", images)
     assert result.exit_code == 2
-    assert f"error: {images / 'dark' / 'notes.jpg'} is not an image" in error_of(result)
+    assert "cannot be read: dark/notes.jpg (no image)" in error_of(result)
 
 
 @pytest.mark.parametrize(
@@ -168,10 +207,11 @@ def test_a_model_newer_than_onnxruntime_exits_3(tmp_path):
 
 
 def test_a_model_that_does_not_load_exits_4(tmp_path):
-    bundle = make_bundle(tmp_path / "bundle", model=b"not a protobuf" * 9)
-    result = run(bundle, "--json")
+    wrong = make_model().replace(b"code", b"cope", 1)  # an output that the next operator does not find
+    result = run(make_bundle(tmp_path / "bundle", model=wrong), "--json")
     assert result.exit_code == 4
     assert "does not load in onnxruntime" in error_of(result)
+    require_schema("error", result.stdout)
     assert json.loads(result.stdout)["error"]["exit_code"] == 4
 
 
@@ -179,5 +219,6 @@ def test_the_report_is_written_also_when_a_threshold_is_missed(bundle, tmp_path)
     result = run(bundle, "--max-size-mb", 1e-6, "--report", tmp_path / "report")
     assert result.exit_code == 1
     assert f"report: {tmp_path / 'report'}" in result.stdout
+    require_schema("report", (tmp_path / "report" / "report.json").read_bytes())
     assert Report.model_validate_json((tmp_path / "report" / "report.json").read_bytes()).exit_code == 1
     assert (tmp_path / "report" / "report.md").read_text().startswith("# ❌ tiny: failed: size\n")

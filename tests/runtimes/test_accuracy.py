@@ -28,9 +28,8 @@ def test_an_empty_set_of_images_is_nothing_to_check(session, tmp_path):
         measure_accuracy(session, images, Preprocess(SPEC))
 
 
-def test_a_file_that_is_no_image_is_named(session, tmp_path):
+def test_a_file_that_is_no_image_is_named(tmp_path):
     folder = make_images(tmp_path / "data")
     (folder / "dark" / "broken.png").write_bytes(b"not a png")
-    images = load_labelled(str(folder), CLASSES)
-    with pytest.raises(DataError, match=r"broken\.png is not an image"):
-        measure_accuracy(session, images, Preprocess(SPEC))
+    with pytest.raises(DataError, match=r"1 of 5 images .* cannot be read: dark/broken\.png"):
+        load_labelled(str(folder), CLASSES)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import make_bundle
+from helpers import make_bundle, require_schema
 from typer.testing import CliRunner
 
 from wasi_export.cli import app
@@ -148,6 +148,7 @@ def test_the_command_gives_a_table_or_json(tmp_path):
     assert told.exit_code == 0, told.output
     assert "runs in" in told.stdout
     written = CliRunner().invoke(app, ["doctor", "--folder", str(tmp_path), "--json"])
+    require_schema("doctor", written.stdout)
     result = Examination.model_validate_json(written.stdout)
     assert result.findings == examine(result.facts)
     assert json.loads(written.stdout)["schema_version"] == 1

@@ -12,11 +12,18 @@ from wasi_export.artifact import Bundle
 from wasi_export.config import Thresholds
 from wasi_export.datasets import load_labelled
 from wasi_export.errors import HostError, ModelFailedError, UsageError
-from wasi_export.report import Host, Instructions
+from wasi_export.report import Check, Host, Instructions
 from wasi_export.runtimes.elsewhere.adapt import adapt_elsewhere
 from wasi_export.runtimes.elsewhere.bench import bench_elsewhere
 from wasi_export.runtimes.elsewhere.data import data_on
-from wasi_export.runtimes.elsewhere.validate import Elsewhere, _count_checks, validate_elsewhere
+from wasi_export.runtimes.elsewhere.validate import (
+    Elsewhere,
+    _accuracy_there,
+    _count_checks,
+    _invalid,
+    validate_elsewhere,
+)
+from wasi_export.runtimes.host import describe_host
 from wasi_export.runtimes.instructions import estimate_ms
 from wasi_export.runtimes.targets.target import LocalTarget, document_of, output_of
 
@@ -29,16 +36,38 @@ def there(tmp_path):
 def test_everything_is_checked_there_and_compared_with_here(there, learning_bundle, tmp_path):
     bundle = Bundle.open(learning_bundle)
     asked = Elsewhere(baseline=bundle, data=str(make_images(tmp_path / "images")), rounds=3, steps=5)
-    thresholds = Thresholds(min_accuracy=1, max_accuracy_drop=0, max_latency_ratio=100, max_size_mb=1)
+    thresholds = Thresholds(
+        min_accuracy=1, max_accuracy_drop=0, max_latency_ratio=100, max_size_mb=1, max_memory_mb=1000
+    )
     report = validate_elsewhere(there, bundle, thresholds, asked)
     assert report.verdict == "passed"
     names = [check.name for check in report.checks]
     assert names[0] == "integrity"
-    assert {"load", "accuracy", "accuracy drop", "latency ratio", "size"} <= set(names)
+    assert {"load", "accuracy", "accuracy drop", "latency ratio", "size", "memory"} <= set(names)
+    assert [found.model for found in report.predictions] == ["baseline", "bundle"]
+    assert (report.comparison.both_right, report.comparison.changed) == (4, 0)
     assert names[-2:] == ["model.onnx as here", "training as here"]
     assert report.target == "there"
     assert len(report.latency) == 2
     assert list(there.scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize(("data", "status"), [(True, "passed"), (False, "no data")])
+def test_an_emulated_board_is_asked_for_its_accuracy_alone(there, finished_bundle, tmp_path, data, status):
+    """Whatever the other thresholds are: they are of its clock, or were judged by its outputs."""
+    bundle, host = Bundle.open(finished_bundle), describe_host()
+    asked = Elsewhere(baseline=bundle, data=str(make_images(tmp_path / "images")) if data else None)
+    limits = Thresholds(
+        min_accuracy=0.5,
+        max_accuracy_drop=0,
+        accuracy_confidence=0.9,
+        max_latency_ratio=1e-9,
+        max_size_mb=1e-9,
+    )
+    report = _accuracy_there(there, str(finished_bundle), bundle, limits, asked, tmp_path, host)
+    assert [(check.name, check.status) for check in report.checks] == [("accuracy", status)]
+    assert [found.correct for found in report.predictions] == ([4] if data else [])
+    assert report.latency == ()
 
 
 def test_a_limit_that_is_missed_there_fails(there, finished_bundle):
@@ -46,6 +75,20 @@ def test_a_limit_that_is_missed_there_fails(there, finished_bundle):
         there, Bundle.open(finished_bundle), Thresholds(max_size_mb=1e-6), Elsewhere(steps=0)
     )
     assert report.verdict == "failed: size"
+
+
+@pytest.mark.parametrize(("threshold", "status"), [(0.5, "no data"), (None, "info")])
+def test_a_latency_of_a_board_that_was_throttled_is_none(threshold, status):
+    measured = Check(
+        name="latency ratio",
+        status="passed",
+        value=0.4,
+        threshold=threshold,
+        interval=(0.3, 0.5),
+        confidence=0.95,
+    )
+    found = _invalid(measured, "throttled")
+    assert (found.status, found.value, found.interval, found.detail) == (status, None, None, "throttled")
 
 
 def test_an_error_there_is_an_error_here_of_the_same_kind(there, tmp_path):

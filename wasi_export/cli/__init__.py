@@ -1,5 +1,6 @@
 """The command line: one module a command, each of which imports what it needs when it is called."""
 
+import logging
 from typing import Annotated
 
 import typer
@@ -8,6 +9,7 @@ from wasi_export import __version__
 from wasi_export.cli import (
     adapt,
     bench,
+    card,
     doctor,
     export,
     inspect,
@@ -15,10 +17,13 @@ from wasi_export.cli import (
     plan,
     report,
     run,
+    schema,
+    sign,
     train,
     train_graph,
     validate,
 )
+from wasi_export.cli._console import VERBOSITY
 
 # \b keeps the lines apart.
 EXIT_CODES = """\b
@@ -55,8 +60,18 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print results and errors alone, no progress.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print where an error comes from, and what libraries log.")
+    ] = False,
 ) -> None:
-    pass
+    if quiet and verbose:
+        raise typer.BadParameter("--quiet and --verbose: choose one")
+    VERBOSITY.set("quiet" if quiet else "verbose" if verbose else "normal")
+    if verbose:
+        logging.basicConfig(level=logging.INFO)
 
 
 for _command in (
@@ -71,7 +86,12 @@ for _command in (
     merge.merge,
     inspect.inspect,
     report.report,
+    card.card,
+    card.sbom,
+    sign.sign,
+    sign.verify,
     doctor.doctor,
+    schema.schema,
 ):
     app.command()(_command)
 

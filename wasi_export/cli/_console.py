@@ -7,10 +7,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Annotated, Any, ParamSpec, TypeVar
+from contextvars import ContextVar
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 import typer
 
+from wasi_export.cli._machine_faults import machine_faults
 from wasi_export.errors import ExitCode, WasiExportError
 
 P = ParamSpec("P")
@@ -18,6 +20,8 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 REFRESH_SECONDS = 0.1
+VERBOSITY: ContextVar[Literal["quiet", "normal", "verbose"]] = ContextVar("verbosity", default="normal")
+"""quiet: results and errors alone; verbose: where an error comes from, and what the libraries log."""
 
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print the result, or the error, as one JSON document on stdout.")
@@ -36,10 +40,13 @@ def exit_codes(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            with machine_faults():
+                return command(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
             raise
         except WasiExportError as error:
+            if VERBOSITY.get() == "verbose":
+                traceback.print_exc()
             code, kind, message = error.exit_code, type(error).__name__, " ".join(str(error).split())
         except KeyboardInterrupt as error:
             code, kind, message = ExitCode.INTERRUPTED, "Interrupted", str(error) or "interrupted"
@@ -49,10 +56,23 @@ def exit_codes(command: Callable[P, R]) -> Callable[P, R]:
             message = f"a bug in wasi-export, please report it: {kind}: {error}"
         typer.echo(f"error: {message}", err=True)
         if kwargs.get("as_json"):
-            print_json({"error": {"type": kind, "message": message, "exit_code": int(code)}})
+            from wasi_export.cli._documents import ErrorDocument, ErrorFacts
+
+            facts = ErrorFacts(type=kind, message=message, exit_code=int(code))
+            print_json(ErrorDocument(error=facts))
         raise typer.Exit(int(code))
 
     return wrapper
+
+
+def note(text: str) -> None:
+    """Says on stderr what goes on, unless only results are wanted."""
+    if VERBOSITY.get() != "quiet":
+        typer.echo(text, err=True)
+
+
+def _is_animated() -> bool:
+    return sys.stderr.isatty() and VERBOSITY.get() != "quiet"
 
 
 def track(items: Iterable[T], label: str, total: int) -> Iterable[T]:
@@ -60,7 +80,7 @@ def track(items: Iterable[T], label: str, total: int) -> Iterable[T]:
 
     The bar has no thread of its own: its CPU time would be measured with the model that it shows.
     """
-    if not sys.stderr.isatty():
+    if not _is_animated():
         yield from items
         return
     from rich.console import Console
@@ -83,7 +103,7 @@ def track(items: Iterable[T], label: str, total: int) -> Iterable[T]:
 @contextlib.contextmanager
 def working(label: str) -> Iterator[None]:
     """Shows on stderr, where that is a terminal, that something goes on, and for how long already."""
-    if not sys.stderr.isatty():
+    if not _is_animated():
         yield
         return
     from rich.console import Console

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,7 @@ Tensors = dict[str, NDArray[np.float32]]
 class MergeResult(Frozen):
     """What came of a merge into a bundle."""
 
+    schema_version: Literal[1] = 1
     parity_error: float
     change: float
     """Largest change of an output by what was learnt, over the output scale, on the golden images."""

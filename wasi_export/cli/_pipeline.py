@@ -1,20 +1,17 @@
 """The stages of `wasi-export run`, from images to a validated bundle; what is done is not done again."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import typer
-
-from wasi_export.cli._console import track
-from wasi_export.cli._lock import locked
+from wasi_export.cli._console import note, track
 from wasi_export.cli._stages import StageCache, StageKeys
-from wasi_export.cli._summary import RunSummary, StepMemoryPair, read_document
+from wasi_export.cli._summary import PAGE, RunSummary, StepMemoryPair, read_document
 from wasi_export.cli._torch import prepare_torch
 from wasi_export.cli.train import epoch_line
 from wasi_export.config import Config, TrainMethod
-from wasi_export.durable import write_bytes
-from wasi_export.errors import HostError
+from wasi_export.durable import locked_folder, write_bytes
+from wasi_export.errors import HostError, MissingExtraError
 
 
 class Pipeline:
@@ -61,26 +58,27 @@ class Pipeline:
         Raises:
             UsageError: another process works in the folder.
         """
-        with locked(self.folder):
+        with locked_folder(self.folder):
             self.cache = StageCache(self.folder)  # as whoever had the lock before left it
             if (summary := self.finished()) is not None:
-                return summary
+                return self._with_page(summary)
             if self.force:
                 self.cache.clear()
             report = self.folder / "report"
-            with self._dense_run():
+            with self._run_dir("dense"):
                 self._train("dense", self.keys.dense)
-            self._train("subspace", self.keys.subspace)
-            with self._dense_run():
+            with self._run_dir("subspace"):
+                self._train("subspace", self.keys.subspace)
+            with self._run_dir("dense"):
                 self._export("dense", "baseline", self.keys.baseline)
             self._export("subspace", "bundle", self.keys.bundle)
             self._measure_memory(report / "memory.json")
             self._validate(report)
-            return read_document(RunSummary, report / "summary.json")
+            return self._with_page(read_document(RunSummary, report / "summary.json"))
 
-    def _dense_run(self) -> AbstractContextManager[None]:
-        """Returns the context in which the dense run is written, alone where others share it."""
-        return locked(self.run_dirs["dense"], wait=True) if self.shares_dense else nullcontext()
+    def _run_dir(self, method: TrainMethod) -> AbstractContextManager[None]:
+        """Returns the context in which a run folder is ours alone; it waits for those that share it."""
+        return locked_folder(self.run_dirs[method], wait=method == "dense" and self.shares_dense)
 
     def _train(self, method: TrainMethod, key: str) -> None:
         """Trains a stage, or resumes it; the subspace stage starts from the dense one."""
@@ -91,7 +89,7 @@ class Pipeline:
         from wasi_export.training.stage import train_run
 
         was_done = self.cache.begin(method)
-        say(f"{method}: training, {run_dir}")
+        note(f"{method}: training, {run_dir}")
         train_run(
             self.config,
             method,
@@ -101,7 +99,7 @@ class Pipeline:
             force=(self.force or was_done) and not (method == "dense" and self.shares_dense),
             replace=True,
             track=track,
-            on_epoch=lambda metrics: say(f"  {epoch_line(metrics)}"),
+            on_epoch=lambda metrics: note(f"  {epoch_line(metrics)}"),
         )
         self.cache.finish(method, key)
 
@@ -115,7 +113,7 @@ class Pipeline:
         from wasi_export.training.checkpoint import write_config
 
         self.cache.begin(name)
-        say(f"{name}: exporting, {destination}")
+        note(f"{name}: exporting, {destination}")
         write_config(self.run_dirs[method], self.config)  # its export section may be newer than the run
         # What a board goes on training is the low-rank model.
         overrides = ["export.train_graph=false"] if method == "dense" else []
@@ -123,16 +121,17 @@ class Pipeline:
         self.cache.finish(name, key)
 
     def _measure_memory(self, path: Path) -> None:
-        """Measures the peak memory of a training step, dense and low-rank, where the system tells it."""
+        """Measures the memory of a training step, dense and low-rank: its peak where the system tells it."""
         if self.cache.is_done("memory", self.keys.memory, [path]):
             return
         prepare_torch()
         from wasi_export.training.checkpoint import load_run
         from wasi_export.training.memory import StepJob, measure_step_memory
+        from wasi_export.training.memory_curve import record_step_curve
 
-        def measure(method: TrainMethod) -> float:
+        def job(method: TrainMethod) -> StepJob:
             run = load_run(self.run_dirs[method])
-            job = StepJob(
+            return StepJob(
                 model=self.config.model,
                 train=getattr(self.config.train, method),
                 input=run.facts.input,
@@ -140,16 +139,22 @@ class Pipeline:
                 plan=run.plan,
                 batch_size=self.config.data.batch_size,
             )
-            return measure_step_memory(job).peak_mb
 
         self.cache.begin("memory")
-        say("memory: measuring training steps")
+        note("memory: measuring training steps")
+        dense, low_rank = job("dense"), job("subspace")
+        found = StepMemoryPair(
+            dense_curve=record_step_curve(dense), low_rank_curve=record_step_curve(low_rank)
+        )
         try:
-            pair = StepMemoryPair(dense_mb=measure("dense"), low_rank_mb=measure("subspace"))
+            peaks = {
+                "dense_mb": measure_step_memory(dense).peak_mb,
+                "low_rank_mb": measure_step_memory(low_rank).peak_mb,
+            }
         except HostError as error:
-            say(f"  not measured: {error}")
-            pair = StepMemoryPair()
-        write_bytes(path, pair.model_dump_json().encode())
+            note(f"  peak not measured: {error}")
+            peaks = {}
+        write_bytes(path, found.model_copy(update=peaks).model_dump_json().encode())
         self.cache.finish("memory", self.keys.memory)
 
     def _validate(self, folder: Path) -> None:
@@ -163,7 +168,7 @@ class Pipeline:
         from wasi_export.runtimes.validate import validate, write_report
 
         self.cache.begin("report")
-        say(f"report: validating, {folder}")
+        note(f"report: validating, {folder}")
         baseline, bundle = Bundle.open(self.folder / "baseline"), Bundle.open(self.folder / "bundle")
         images = load_data(self.config.data)[1]
         memory = read_document(StepMemoryPair, folder / "memory.json")
@@ -185,9 +190,18 @@ class Pipeline:
             )
         write_report(report, folder)
         write_bytes(folder / "summary.json", (summary.model_dump_json(indent=2) + "\n").encode())
+        (folder / PAGE).unlink(missing_ok=True)  # it shows the report before this one
         self.cache.finish("report", self.keys.report)
 
+    def _with_page(self, summary: RunSummary) -> RunSummary:
+        """Returns the summary with the page of the report, which is written where it is not there yet."""
+        from wasi_export.cli._report_inputs import read_inputs
+        from wasi_export.report_page import render_page
 
-def say(line: str) -> None:
-    """Prints a line about the work on stderr."""
-    typer.echo(line, err=True)
+        page = self.folder / "report" / PAGE
+        if not page.exists():
+            try:
+                write_bytes(page, render_page(read_inputs(self.folder)))
+            except MissingExtraError:
+                return summary
+        return summary.model_copy(update={"page": page})

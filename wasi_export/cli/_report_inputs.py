@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from wasi_export.artifact import Manifest
-from wasi_export.cli._summary import RunSummary, read_document
+from wasi_export.cli._summary import RunSummary, StepMemoryPair, read_document
+from wasi_export.cli._target import SUMMARY
 from wasi_export.config import Config
-from wasi_export.errors import UsageError
+from wasi_export.errors import MalformedError, UsageError
 from wasi_export.report import Report
 from wasi_export.report_page import PageInputs
-from wasi_export.report_page.inputs import Epoch, ModelFigures, Series, Stage, figures_of
+from wasi_export.report_page.inputs import Epoch, ModelFigures, Series, Stage, TrainingStep, figures_of
 from wasi_export.runtimes.validate import read_report
+from wasi_export.untrusted.document import MAX_BYTES, parse_document
 
-REPORT, SUMMARY = "report.json", "summary.json"
+REPORT, MEMORY = "report.json", "memory.json"
 
 
 def report_folder_of(path: Path) -> Path:
@@ -55,6 +55,7 @@ def read_inputs(path: Path) -> PageInputs:
         facts=_facts(reports[0], manifest),
         layers=manifest.model.layers,
         stages=tuple(_stages(run)),
+        steps=tuple(_steps(read_document(StepMemoryPair, folder / MEMORY))),
         step_batch=config.data.batch_size,
         is_run=True,
     )
@@ -114,10 +115,18 @@ def _stages(run: Path) -> Iterator[Stage]:
         if not path.is_file():
             continue
         try:
-            lines = path.read_bytes().splitlines()
-            epochs = tuple(Epoch.model_validate_json(line) for line in lines if line.strip())
-        except (OSError, ValidationError) as error:
-            first = " ".join(str(error).splitlines()[:3])
-            raise UsageError(f"{path} is not what training wrote: {first}: run it again") from error
+            with path.open("rb") as file:
+                lines = file.read(MAX_BYTES).splitlines()
+            epochs = tuple(parse_document(line, Epoch) for line in lines if line.strip())
+        except (OSError, MalformedError) as error:
+            raise UsageError(f"{path} is not what training wrote: {error}: run it again") from error
         if epochs:
             yield Stage(label=label, series=series, epochs=epochs)
+
+
+def _steps(memory: StepMemoryPair) -> Iterator[TrainingStep]:
+    """Yields the curves of the training steps that were measured."""
+    if memory.dense_curve is not None:
+        yield TrainingStep(label="dense", series="dense", curve=memory.dense_curve)
+    if memory.low_rank_curve is not None:
+        yield TrainingStep(label="low-rank", series="own", curve=memory.low_rank_curve)

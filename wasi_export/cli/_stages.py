@@ -69,7 +69,7 @@ class StageCache:
         try:
             text = self._path.read_text(encoding="utf-8") if self._path.exists() else "{}"
             self._done = {str(name): str(key) for name, key in json.loads(text).items()}
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise IntegrityError(f"{self._path} is not a list of stages ({error}): delete it") from error
 
     def is_done(self, name: str, key: str, outputs: Iterable[Path]) -> bool:

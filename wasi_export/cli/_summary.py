@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self, TypeVar
-
-from pydantic import ValidationError
+from typing import Literal, Self, TypeVar
 
 from wasi_export.artifact import Bundle
 from wasi_export.config import Frozen
-from wasi_export.errors import IntegrityError
+from wasi_export.errors import IntegrityError, MalformedError
 from wasi_export.report import Report
-from wasi_export.runtimes.validate import accuracy_name
+from wasi_export.runtimes.checks import accuracy_name
+from wasi_export.step_memory import StepCurve
+from wasi_export.untrusted import document
 
 D = TypeVar("D", bound=Frozen)
+
+PAGE = "report.html"
 
 COLUMNS = ("", "accuracy", "parameters", "ONNX MB", "latency ms", "ratio", "training MB")
 
@@ -47,15 +49,18 @@ class ModelSummary(Frozen):
 
 
 class StepMemoryPair(Frozen):
-    """Peak memory of a training step, in 10^6 bytes; None where it cannot be measured."""
+    """Memory of a training step, dense and low-rank: its peak in 10^6 bytes where it can be measured."""
 
     dense_mb: float | None = None
     low_rank_mb: float | None = None
+    dense_curve: StepCurve | None = None
+    low_rank_curve: StepCurve | None = None
 
 
 class RunSummary(Frozen):
     """The result of the pipeline."""
 
+    schema_version: Literal[1] = 1
     name: str
     verdict: str
     exit_code: int
@@ -65,6 +70,8 @@ class RunSummary(Frozen):
     low_rank_int8: ModelSummary
     bundle: Path
     report: Path
+    page: Path | None = None
+    """None: it needs an extra that is not installed."""
 
     @classmethod
     def of(
@@ -125,7 +132,6 @@ def read_document(model: type[D], path: Path) -> D:
         IntegrityError: the file is not what was written.
     """
     try:
-        return model.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        first = " ".join(str(error).splitlines()[:3])
-        raise IntegrityError(f"{path} is not what a run wrote: {first}: run with --force") from error
+        return document.read_document(path, model)
+    except (OSError, MalformedError) as error:
+        raise IntegrityError(f"{path} is not what a run wrote: {error}: run with --force") from error

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from wasi_export.cli._lock import is_locked
-from wasi_export.cli._pipeline import Pipeline, say
+from wasi_export.cli._console import note
+from wasi_export.cli._pipeline import Pipeline
 from wasi_export.cli._summary import RunSummary
 from wasi_export.cli._sweep import Job
 from wasi_export.durable import write_bytes
 from wasi_export.errors import ExitCode
+from wasi_export.locks import is_locked
 
 JOB_CONFIG = "config.toml"
 
@@ -42,19 +43,19 @@ def run_jobs(jobs: Sequence[Job], folder: Path) -> int:
         title, job_folder = f"[{number}/{len(jobs)}] {job.name}", folder / job.name
         pipeline = Pipeline(job.config, job_folder)
         if (summary := pipeline.finished()) is not None:
-            say(f"{title}: finished already, {summary.verdict}")
+            note(f"{title}: finished already, {summary.verdict}")
             codes.append(summary.exit_code)
         elif is_locked(job_folder):
-            say(f"{title}: another process is running it")
+            note(f"{title}: another process is running it")
         else:
-            say(title)
+            note(title)
             config = job_folder / JOB_CONFIG
             write_bytes(config, job.config.to_toml().encode())
             dense = folder / f"dense-{pipeline.keys.dense}"
             command = ("run", str(config), "--out", str(job_folder), "--dense", str(dense))
             codes.append(_run_command(command))
             if codes[-1] != ExitCode.PASSED:
-                say(f"{title}: ended with exit code {codes[-1]}")
+                note(f"{title}: ended with exit code {codes[-1]}")
     return max(codes)
 
 

@@ -7,11 +7,10 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field
 
-from wasi_export.cli._lock import locked
 from wasi_export.cli._summary import RunSummary
 from wasi_export.cli._sweep import Job
 from wasi_export.config import Frozen
-from wasi_export.durable import write_bytes
+from wasi_export.durable import locked_folder, write_bytes
 from wasi_export.views import markdown_table
 
 SEED = "seed"
@@ -127,7 +126,7 @@ def merge(jobs: Sequence[Job], folder: Path, finished: Callable[[Job], RunSummar
 
     Under a lock, so that of several parts that end together the last one writes what all have done.
     """
-    with locked(folder, wait=True):
+    with locked_folder(folder, wait=True):
         results = []
         for job in jobs:
             if (summary := finished(job)) is not None:

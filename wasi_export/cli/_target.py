@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 import typer
 
 from wasi_export.cli._console import print_json, working
-from wasi_export.errors import ExitCode, WasiExportError
+from wasi_export.errors import ExitCode, UsageError, WasiExportError
 
 if TYPE_CHECKING:
+    from wasi_export.cli._target_results import TargetResult
     from wasi_export.runtimes.targets.target import Target
 
 R = TypeVar("R")
+SUMMARY = "summary.json"
+"""Beside the report of a run, and of no other."""
 
 TARGET_HELP = "Where: arm64 (a Raspberry Pi 5, emulated here; arm64:pi4 is a Pi 4) or ssh://[user@]host[:port][/folder]."
 TargetOption = Annotated[str | None, typer.Option(help=TARGET_HELP)]
@@ -64,7 +67,9 @@ def end(outcomes: Sequence[Outcome], codes: Sequence[int], *, as_json: bool) -> 
     if as_json and len(outcomes) == 1:
         print_json(outcomes[0].result)
     elif as_json:
-        print_json({"targets": [_as_json(outcome) for outcome in outcomes]})
+        from wasi_export.cli._target_results import TargetResults
+
+        print_json(TargetResults(targets=tuple(map(_as_document, outcomes))))
     for outcome in outcomes:
         if outcome.error is not None:
             typer.echo(f"error: {outcome.name}: {' '.join(str(outcome.error).split())}", err=True)
@@ -75,6 +80,17 @@ def end(outcomes: Sequence[Outcome], codes: Sequence[int], *, as_json: bool) -> 
 def report_folder(folder: Path, name: str, count: int) -> Path:
     """Returns where the report of a target goes: a folder of its own where there are several."""
     return folder if count == 1 else folder / "".join(c if c.isalnum() or c in "-." else "-" for c in name)
+
+
+def refuse_run_report(folder: Path, targets: Sequence[str]) -> None:
+    """Lets a folder pass that the reports of targets may be written to; no target is this machine.
+
+    Raises:
+        UsageError: it has the report of a `wasi-export run`, and that would be written over.
+    """
+    if len(targets) < 2 and (folder / SUMMARY).exists():
+        other = report_folder(folder, targets[0], 2) if targets else folder.with_name("validation")
+        raise UsageError(f"{folder} has the report of a run, which would be lost: give another, as {other}")
 
 
 def given_options(context: typer.Context, without: Collection[str]) -> list[str]:
@@ -93,9 +109,13 @@ def given_options(context: typer.Context, without: Collection[str]) -> list[str]
     return words
 
 
-def _as_json(outcome: Outcome) -> dict[str, Any]:
-    if outcome.error is None:
-        return {"target": outcome.name, "result": outcome.result}
-    kind, code = type(outcome.error).__name__, int(outcome.error.exit_code)
-    message = " ".join(str(outcome.error).split())
-    return {"target": outcome.name, "error": {"type": kind, "message": message, "exit_code": code}}
+def _as_document(outcome: Outcome) -> "TargetResult":
+    from wasi_export.cli._documents import ErrorFacts
+    from wasi_export.cli._target_results import TargetResult
+
+    error = None
+    if outcome.error is not None:
+        message = " ".join(str(outcome.error).split())
+        code = int(outcome.error.exit_code)
+        error = ErrorFacts(type=type(outcome.error).__name__, message=message, exit_code=code)
+    return TargetResult(target=outcome.name, result=outcome.result, error=error)

@@ -27,8 +27,9 @@ def bench(
 ) -> None:
     """Measure latency, load time and memory of models side by side, here or on other machines.
 
-    The models run in turns; load time and peak memory are those of fresh processes. On an emulated board
-    instructions are counted instead: its clock says nothing.
+    The models run in turns, of several the first one twice: its ratio to itself is the noise floor. Load time
+    and peak memory are those of fresh processes. On an emulated board instructions are counted instead: its
+    clock says nothing.
     """
     from wasi_export.artifact import Bundle
     from wasi_export.report import Benchmark

@@ -28,22 +28,22 @@ def report(
 
     The exit code says whether the page was written; the verdict is on it.
     """
+    from wasi_export.cli._documents import WrittenPage
     from wasi_export.cli._report_inputs import read_inputs, report_folder_of
     from wasi_export.durable import write_bytes
     from wasi_export.errors import ArtifactExistsError, UsageError
     from wasi_export.report_page import render_page
 
     destination = out or report_folder_of(path) / "report.html"
+    if destination.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"the page is HTML, got --out {destination}: give a name that ends with .html")
     if destination.exists() and not force:
         raise ArtifactExistsError(f"{destination} exists: choose another name or give --force")
     inputs = read_inputs(path)
     page = render_page(inputs)
-    try:
-        write_bytes(destination, page)
-    except OSError as error:
-        raise UsageError(f"cannot write {destination}: {error}: choose another place") from error
+    write_bytes(destination, page)
     if as_json:
         verdicts = {found.target or "this machine": found.verdict for found in inputs.reports}
-        print_json({"report": destination, "model": inputs.reports[0].model, "verdicts": verdicts})
+        print_json(WrittenPage(report=destination, model=inputs.reports[0].model, verdicts=verdicts))
     else:
         typer.echo(f"report: {destination}")

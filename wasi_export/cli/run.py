@@ -87,6 +87,7 @@ def _run_sweep(
     jobs: "Sequence[Job]", folder: Path, *, array: str | None, merge: bool, dry_run: bool, as_json: bool
 ) -> None:
     """Runs a part of the jobs of a sweep, or all, merges what is finished, and ends the command."""
+    from wasi_export.cli._documents import JobNames
     from wasi_export.cli._sweep import Part
     from wasi_export.cli._sweep_run import finished_job, run_jobs
     from wasi_export.cli._sweep_table import merge as merge_jobs
@@ -94,7 +95,7 @@ def _run_sweep(
     mine = Part.parse(array or "1/1").of(jobs)
     if dry_run:
         names = [job.name for job in mine]
-        print_json(names) if as_json else typer.echo("\n".join(names))
+        print_json(JobNames(jobs=tuple(names))) if as_json else typer.echo("\n".join(names))
         raise typer.Exit
     code = 0 if merge else run_jobs(mine, folder)
     table = merge_jobs(jobs, folder, lambda job: finished_job(job, folder))
@@ -117,3 +118,5 @@ def _print_summary(summary: "RunSummary") -> None:
     print_table(f"{summary.name}: {summary.verdict}", COLUMNS, summary.cells())
     typer.echo(f"bundle: {summary.bundle}")
     typer.echo(f"report: {summary.report}")
+    page = summary.page or "not written, jinja2 is not installed: pip install 'wasi-export[report]'"
+    typer.echo(f"page: {page}")

@@ -1,13 +1,14 @@
 """`wasi-export train`: one training stage, dense or with subspace layers."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from wasi_export.cli._config import ConfigFile, Overrides, read_config
-from wasi_export.cli._console import JsonFlag, exit_codes, print_json, print_table, track
+from wasi_export.cli._console import JsonFlag, exit_codes, note, print_json, print_table, track
 from wasi_export.cli._torch import prepare_torch
 from wasi_export.errors import UsageError
 
@@ -48,8 +49,9 @@ def train(
     if profile:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch.profiler tells what it does on stderr
     prepare_torch()
+    from wasi_export.durable import locked_folder
     from wasi_export.training.processes import is_main_process, leave_processes
-    from wasi_export.training.profile import PROFILE, Profile
+    from wasi_export.training.profile import PROFILE, Profile, ProfiledRun
     from wasi_export.training.stage import Profiling, train_run
 
     run_dir = out or Path("runs") / settings.name / method
@@ -57,28 +59,30 @@ def train(
 
     def on_epoch(metrics: "EpochMetrics") -> None:
         epochs.append(metrics.epoch)
-        typer.echo(epoch_line(metrics), err=True)
+        note(epoch_line(metrics))
 
-    facts = train_run(
-        settings,
-        method,
-        run_dir,
-        init=init,
-        force=force,
-        track=track,
-        on_epoch=on_epoch,
-        profiling=Profiling(trace) if profile else None,
-    )
+    # Of several processes the main one, which writes the folder, has its lock.
+    with locked_folder(run_dir) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        facts = train_run(
+            settings,
+            method,
+            run_dir,
+            init=init,
+            force=force,
+            track=track,
+            on_epoch=on_epoch,
+            profiling=Profiling(trace) if profile else None,
+        )
     speaks = is_main_process()
     leave_processes()
     if not speaks:
         return
     measured = Profile.model_validate_json((run_dir / PROFILE).read_bytes()) if profile else None
     if as_json:
-        print_json(facts if measured is None else {"run": facts, "profile": measured})
+        print_json(facts if measured is None else ProfiledRun(run=facts, profile=measured))
         return
     if not epochs:
-        typer.echo(f"{run_dir} was finished already: nothing to train (--force starts anew)", err=True)
+        note(f"{run_dir} was finished already: nothing to train (--force starts anew)")
     print_table(
         f"{facts.name}, {facts.method}",
         ("", ""),

@@ -1,12 +1,15 @@
 """`wasi-export validate`: the gate of a CI, and the self-test of a board."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from wasi_export.cli._console import JsonFlag, exit_codes, print_table, track
-from wasi_export.cli._target import Outcome, TargetsOption, end, on_targets, report_folder
+from wasi_export.cli._target import Outcome, TargetsOption, end, on_targets, refuse_run_report, report_folder
+from wasi_export.errors import UsageError, WasiExportError
 
 
 @exit_codes
@@ -28,12 +31,21 @@ def validate(
     ] = None,
     min_accuracy: Annotated[float | None, typer.Option(help="Top-1 on --data, in [0, 1].")] = None,
     max_accuracy_drop: Annotated[float | None, typer.Option(help="Top-1 of --baseline minus own.")] = None,
+    accuracy_confidence: Annotated[
+        float | None,
+        typer.Option(help="How sure those two must be, as 0.95. Default: as measured on these images."),
+    ] = None,
     max_latency_ratio: Annotated[
         float | None, typer.Option(help="Own latency over that of --baseline.")
     ] = None,
     max_size_mb: Annotated[float | None, typer.Option(help="Size of model.onnx, in 10^6 bytes.")] = None,
+    max_memory_mb: Annotated[
+        float | None, typer.Option(help="Peak memory of a process that runs one image, in 10^6 bytes.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")] = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed runs for the latency ratio.")] = 30,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Timed runs for the latency ratio; four times that while undecided.")
+    ] = 30,
     report: Annotated[
         Path | None, typer.Option(help="Write report.json, report.md and report.junit.xml here.")
     ] = None,
@@ -48,12 +60,19 @@ def validate(
         Path | None,
         typer.Option(help="report.json of before: instructions on --target arm64 may grow by 2 %."),
     ] = None,
+    github: Annotated[
+        bool,
+        typer.Option(
+            "--github", help="Print annotations of a GitHub workflow, and append to the summary of the job."
+        ),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Check a bundle against thresholds, on this machine or on others.
 
-    Checks integrity, load, parity with the golden data, accuracy, latency ratio and size, in this order.
-    A threshold for which there is nothing to measure ends with exit code 5, never with a pass.
+    Checks integrity, load, parity with the golden data, accuracy, latency ratio, size and memory, in this
+    order. A threshold for which there is nothing to measure, or that is within the uncertainty of what was
+    measured, ends with exit code 5, never with a pass.
 
     With --target all of it is done there, and outputs and training are compared with those of this machine.
     An emulated board has no latency: its instructions are counted.
@@ -61,45 +80,78 @@ def validate(
     from wasi_export.artifact import Bundle
     from wasi_export.config import Thresholds
     from wasi_export.datasets import load_labelled
-    from wasi_export.errors import UsageError
     from wasi_export.runtimes.validate import read_report
     from wasi_export.runtimes.validate import validate as validate_bundle
 
+    if github and as_json:
+        raise UsageError("--github and --json both print to stdout: give one, and --report for the other")
+    if report:
+        refuse_run_report(report, target or ())
     flags = {
         "max_parity_error": max_parity_error,
         "min_accuracy": min_accuracy,
         "max_accuracy_drop": max_accuracy_drop,
+        "accuracy_confidence": accuracy_confidence,
         "max_latency_ratio": max_latency_ratio,
         "max_size_mb": max_size_mb,
+        "max_memory_mb": max_memory_mb,
     }
     limits = Thresholds.from_toml(
         thresholds, {name: value for name, value in flags.items() if value is not None}
     )
-    opened = Bundle.open(bundle)
-    twin = Bundle.open(baseline) if baseline else None
-    if target:
-        from wasi_export.runtimes.elsewhere.validate import Elsewhere, validate_elsewhere
+    with _annotated(str(bundle), github=github):
+        opened = Bundle.open(bundle)
+        twin = Bundle.open(baseline) if baseline else None
+        if target:
+            from wasi_export.runtimes.elsewhere.validate import Elsewhere, validate_elsewhere
 
-        asked = Elsewhere(
-            baseline=twin,
-            data=data,
-            limit=limit,
-            threads=threads,
-            rounds=rounds,
-            steps=steps,
-            seconds=seconds,
-            before=read_report(before) if before else None,
-        )
-        outcomes = on_targets(target, lambda there: validate_elsewhere(there, opened, limits, asked))
-    elif before:
-        raise UsageError("--before is of counted instructions, which need --target arm64: give it too")
-    else:
-        images = load_labelled(data, opened.manifest.classes).sample(limit, seed=0) if data else None
-        found = validate_bundle(
-            opened, limits, baseline=twin, images=images, threads=threads, rounds=rounds, track=track
-        )
-        outcomes = [Outcome("", found, None)]
+            asked = Elsewhere(
+                baseline=twin,
+                data=data,
+                limit=limit,
+                threads=threads,
+                rounds=rounds,
+                steps=steps,
+                seconds=seconds,
+                before=read_report(before) if before else None,
+            )
+            outcomes = on_targets(target, lambda there: validate_elsewhere(there, opened, limits, asked))
+        elif before:
+            raise UsageError("--before is of counted instructions, which need --target arm64: give it too")
+        else:
+            images = load_labelled(data, opened.manifest.classes).sample(limit, seed=0) if data else None
+            found = validate_bundle(
+                opened, limits, baseline=twin, images=images, threads=threads, rounds=rounds, track=track
+            )
+            outcomes = [Outcome("", found, None)]
+    if github:
+        _tell_github(outcomes)
     _show(outcomes, report, as_json=as_json)
+
+
+@contextlib.contextmanager
+def _annotated(title: str, *, github: bool) -> Iterator[None]:
+    """Prints an error of ours as an annotation, where that is wanted, and lets it go on."""
+    try:
+        yield
+    except WasiExportError as error:
+        if github:
+            from wasi_export.github import annotation
+
+            typer.echo(annotation("error", title, str(error)))
+        raise
+
+
+def _tell_github(outcomes: list[Outcome]) -> None:
+    """Prints the annotations of all machines, and appends their reports to the summary of the job."""
+    from wasi_export.github import annotation, annotations, append_summary
+
+    for outcome in outcomes:
+        if outcome.error is not None:
+            typer.echo(annotation("error", outcome.name, str(outcome.error)))
+        else:
+            typer.echo("\n".join(annotations(outcome.result)))
+    append_summary(outcome.result for outcome in outcomes if outcome.error is None)
 
 
 def _show(outcomes: list[Outcome], folder: Path | None, *, as_json: bool) -> None:

@@ -8,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from helpers import make_images
+from helpers import make_images, require_schema
 from typer.testing import CliRunner
 
 from wasi_export.cli import app
@@ -69,6 +69,7 @@ def test_several_boards_at_once_and_one_that_is_missing_is_told(ssh_board):
     missing = "ssh://127.0.0.1:1"
     done = run("doctor", "--target", ssh_board.address, "--target", missing, "--json")
     assert done.exit_code == 3
+    require_schema("targets", done.stdout)
     here, there = json.loads(done.stdout)["targets"]
     assert here["result"]["facts"]["machine"] == "aarch64"
     assert there["error"]["type"] == "HostError"
