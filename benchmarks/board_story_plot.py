@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot as plt
+from wasi_export._extras import require
+
+plt = require("matplotlib.pyplot", extra="dev")
 
 
 def plot(result: dict[str, Any], path: Path) -> None:

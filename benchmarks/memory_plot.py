@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot as plt
+from wasi_export._extras import require
+
+plt = require("matplotlib.pyplot", extra="dev")
 
 PARTS = ("parameters", "optimizer", "gradients", "inputs", "activations", "kernels")
 FRACTION, BATCH = 0.4, 32

@@ -3,14 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
+from wasi_export._extras import require
+
+mpl, figures = (require(name, extra="dev") for name in ("matplotlib", "matplotlib.figure"))
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
     """Draws a line for each form, from the smallest f to dense."""
     with mpl.rc_context({"svg.hashsalt": "wasi-export", "font.size": 9}):
-        figure = Figure(figsize=(7, 4), layout="constrained")
+        figure = figures.Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
         for form, marker in (("fp32", "o"), ("int8", "s")):
             rows = sorted((row for row in result["rows"] if row["form"] == form), key=lambda row: row["f"])

@@ -4,10 +4,13 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from matplotlib import pyplot as plt
 from training_cost import SHAPES
 from training_rows import METHODS
 from training_tables import costs_of, runs_of
+
+from wasi_export._extras import require
+
+plt = require("matplotlib.pyplot", extra="dev")
 
 AXES = (
     ("peak memory of a step, MB (measured)", "peak_mb", max),

@@ -1,7 +1,7 @@
 import pytest
 
 from wasi_export.errors import ExitCode
-from wasi_export.report import Check, Host, Latency, Report
+from wasi_export.report import ChangedImage, Check, Comparison, Host, Latency, Report
 from wasi_export.views import to_markdown
 
 HOST = Host(
@@ -22,6 +22,8 @@ LATENCY = Latency(
     ratio_to_first=0.5,
     ratio_low=0.45,
     ratio_high=0.55,
+    ratio_interval=(0.49, 0.51),
+    noise_floor=0.015,
     load_ms=100.0,
     peak_rss_mb=90.0,
     clock="cpu",
@@ -47,6 +49,8 @@ def report(*statuses: str, latency: tuple[Latency, ...] = ()) -> Report:
             "failed: check 1; nothing to check for: check 2",
         ),
         (("passed", "no data"), ExitCode.NOTHING_TO_CHECK, "nothing to check for: check 1"),
+        (("passed", "undecided"), ExitCode.NOTHING_TO_CHECK, "undecided: check 1"),
+        (("undecided", "failed"), ExitCode.CHECK_FAILED, "failed: check 1; undecided: check 0"),
         (("info",), ExitCode.NOTHING_TO_CHECK, "nothing was checked"),
         ((), ExitCode.NOTHING_TO_CHECK, "nothing was checked"),
     ],
@@ -61,10 +65,23 @@ def test_markdown_has_the_verdict_first_and_every_part():
     lines = text.splitlines()
     assert lines[0] == "# ❌ m: failed: check 1"
     assert "| check 1 | ❌ failed | 0.125 MB | 0.5 MB | device | a\\|b c |" in lines
-    assert "| a\\|b | 10.00 | 11.00 | 12.50 | 0.500 | 0.450–0.550 | 100 | 90 |" in lines
+    assert "| a\\|b | 10.00 | 11.00 | 12.50 | 0.500 | 0.490–0.510 | 0.450–0.550 | 100 | 90 |" in lines
     assert "Raspberry Pi 5 Model B, aarch64" in text
     assert "onnxruntime 1.23.0" in text
     assert "CPU time of the process" in text
+    assert "within 1.5%, the noise floor" in text
+
+
+def test_markdown_shows_answers_that_changed_by_the_names_of_their_classes():
+    changed = ChangedImage(image="c|at/1.png", label=0, baseline=0, bundle=-1)
+    comparison = Comparison(
+        both_right=7, lost=1, won=0, both_wrong=2, drop=0.1, interval=(-0.1, 0.3), confidence=0.95,
+        p_value=1.0, changed=1, images=(changed,),
+    )  # fmt: skip
+    found = report("passed").model_copy(update={"comparison": comparison, "classes": ("cat", "dog")})
+    lines = to_markdown(found).splitlines()
+    assert "| baseline right | 7 | 1 |" in lines
+    assert "| c\\|at/1.png | cat | cat | – |" in lines
 
 
 def test_every_row_of_a_markdown_table_has_the_columns_of_its_header():

@@ -6,15 +6,25 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree as ET
 
 import pytest
-from report_inputs import CHECKS, make_board_report, make_latency, make_report
+from report_inputs import (
+    CHECKS,
+    make_answers,
+    make_board_report,
+    make_curve,
+    make_latency,
+    make_layer_times,
+    make_report,
+)
 
 from wasi_export.ranks import LayerPlan
-from wasi_export.report import Check
+from wasi_export.report import ChangedImage, Check, Confusion, Predictions
 from wasi_export.report_page import PageInputs, render_page
+from wasi_export.report_page.answers import LEVELS, answers_of, matrix_chart
 from wasi_export.report_page.curves import curves_chart
-from wasi_export.report_page.inputs import Epoch, ModelFigures, Stage, figures_of
-from wasi_export.report_page.latency import latency_chart
+from wasi_export.report_page.inputs import Epoch, ModelFigures, Stage, TrainingStep, figures_of
+from wasi_export.report_page.latency import latency_chart, ratio_chart
 from wasi_export.report_page.layers import group_layers, layer_chart
+from wasi_export.report_page.memory import at_peak, step_chart
 from wasi_export.report_page.quantities import points
 from wasi_export.report_page.svg import Scale
 from wasi_export.report_page.tradeoff import LETTER, Limits, tradeoff_chart
@@ -101,7 +111,7 @@ def test_the_models_are_compared_with_the_dense_one():
     assert {"Latency", "Accuracy over latency", "Size and memory"} <= set(page.headings)
     assert "97.00 % +1.00 points on baseline ✓ passed, ≥ 90 %, drop ≤ 3 points" in page.text
     assert "0.50 ms 0.500 of baseline ✓ passed, ≤ 0.95 of baseline" in page.text
-    assert "bundle, int8 95.00 −1.00 0.40 p99 0.60 0.400 0.360–0.440" in page.text
+    assert "bundle, int8 95.00 −1.00 0.40 p99 0.60 0.400 0.380–0.420" in page.text
 
 
 @pytest.mark.parametrize(
@@ -114,6 +124,11 @@ def test_the_models_are_compared_with_the_dense_one():
             "Nothing to check for: accuracy 1 without data",
         ),
         ((Check(name="size", status="info", value=9),), "?", "Nothing was checked 1 for information"),
+        (
+            (Check(name="latency ratio", status="undecided", value=0.9, threshold=0.9),),
+            "≈",
+            "Undecided: latency ratio 1 undecided",
+        ),
     ],
 )
 def test_the_verdict_is_first(checks, mark, verdict):
@@ -138,19 +153,28 @@ def test_counted_instructions_are_told_from_the_estimate():
     assert "latency beside the dense model" not in text  # an emulated board has none
 
 
+def step(label="dense", scale=1) -> TrainingStep:
+    return TrainingStep(label=label, series="dense", curve=make_curve(scale))
+
+
 def hostile_inputs() -> PageInputs:
     check = Check(name=HOSTILE, status="failed", value=1, threshold=0, unit=HOSTILE, detail=HOSTILE)
     host = make_report().host.model_copy(update={"machine": HOSTILE, "versions": {HOSTILE: HOSTILE}})
     names = ("baseline", "bundle", HOSTILE)
+    answers = make_answers((HOSTILE, "b"))
+    images = (ChangedImage(image=HOSTILE, label=0, baseline=7, bundle=1),)
     report = make_report(
         *CHECKS, check, Check(name=f"accuracy of {HOSTILE}", status="info", value=0.5),
         latency=tuple(map(make_latency, names)), model=HOSTILE, bundle=HOSTILE, target=HOSTILE, host=host,
+        layers=make_layer_times(HOSTILE),
+        **answers | {"comparison": answers["comparison"].model_copy(update={"images": images})},
     )  # fmt: skip
     layers = (layer(f"{HOSTILE}.0"), layer(HOSTILE, rank=None).model_copy(update={"reason": HOSTILE}))
     stage = Stage(label=HOSTILE, series="own", epochs=(epoch(),))
     return inputs_of(
-        report, make_board_report(), layers=layers, stages=(stage,), facts={HOSTILE: HOSTILE}, is_run=True
-    )
+        report, make_board_report(), layers=layers, stages=(stage,), steps=(step(HOSTILE), step()),
+        facts={HOSTILE: HOSTILE}, is_run=True,
+    )  # fmt: skip
 
 
 def test_hostile_names_are_text():
@@ -158,17 +182,23 @@ def test_hostile_names_are_text():
     read = Page(page)
     assert "script" not in {tag for tag, _ in read.tags}
     assert not [attrs for _, attrs in read.tags if "onerror" in attrs or "src" in attrs]
+    assert len([word for word in read.words if HOSTILE[:40] in word]) > 15
     assert "<script>alert(1)</script>" in read.text
     assert b"\x1b" not in page
     assert "\u202e" not in page.decode()
 
 
-@pytest.mark.parametrize("inputs", [hostile_inputs, lambda: inputs_of(full_report())])
+@pytest.mark.parametrize(
+    "inputs", [hostile_inputs, lambda: inputs_of(full_report().model_copy(update=make_answers()))]
+)
 def test_nothing_is_loaded_and_the_drawings_are_xml(inputs):
     page = render_page(inputs()).decode()
-    assert {"href", "src", "srcset", "action", "data", "xlink:href"}.isdisjoint(
-        name for _, attributes in Page(page.encode()).tags for name in attributes
-    )
+    tags = Page(page.encode()).tags
+    names = {(tag, name) for tag, attributes in tags for name in attributes}
+    loading = {"href", "src", "srcset", "action", "data", "xlink:href", "poster", "background"}
+    assert {(tag, name) for tag, name in names if name in loading} <= {("img", "src")}
+    assert all(attrs["src"].startswith("data:image/jpeg;base64,") for tag, attrs in tags if tag == "img")
+    assert {"script", "link", "iframe", "object", "base"}.isdisjoint(tag for tag, _ in tags)
     style = page[page.index("<style>") : page.index("</style>")]
     assert not re.search(r"url\(|@import|https?:", style)
     assert "default-src 'none'" in page
@@ -278,7 +308,7 @@ def test_a_layer_is_drawn_with_its_rank_break_even_and_energy_in_nines():
         layer("a.1", rank=36, energy=0.999),
         layer("a.2", rank=None),
     ]
-    markup = layer_chart("k", group_layers(layers)[0], layers)
+    markup = layer_chart("k", group_layers(layers)[0], layers, {})
     assert len(marks(markup, "rect", "ghost")) == 3
     first, second = (float(bar["height"]) for bar in marks(markup, "rect", "s-own"))
     assert first == pytest.approx(2 * second, abs=0.1)
@@ -289,11 +319,129 @@ def test_a_layer_is_drawn_with_its_rank_break_even_and_energy_in_nines():
 
 
 def test_the_time_of_layers_is_shown_where_it_was_measured():
-    timed = [layer("a.0", factored_ms=0.1, dense_ms=0.2), layer("a.1")]
-    markup = layer_chart("k", group_layers(timed)[0], timed)
-    assert len(marks(markup, "circle", "s-dense")) == 1
-    assert len(marks(markup, "circle", "s-own")) == 3
-    assert not marks(layer_chart("k", group_layers(timed[1:])[0], timed[1:]), "circle", "s-dense")
+    layers = [layer("a.0"), layer("a.1")]
+    timed = make_layer_times("a.0")
+    markup = layer_chart("k", group_layers(layers)[0], layers, {"a.0": timed[0]})
+    (dense,) = marks(markup, "circle", "s-dense")
+    energies_and_time = [float(dot["cy"]) for dot in marks(markup, "circle", "s-own")]
+    assert len(energies_and_time) == 3
+    assert max(energies_and_time) > float(dense["cy"])  # 0.1 ms lies below 0.2
+    assert not marks(layer_chart("k", group_layers(layers)[0], layers, {}), "circle", "s-dense")
+
+
+def test_the_time_of_all_layers_is_told_beside_that_of_the_dense_ones():
+    report = full_report().model_copy(update={"layers": make_layer_times("a.0", "a.1", "other")})
+    text = Page(render_page(inputs_of(report, layers=(layer("a.0"), layer("a.1"))))).text
+    assert "together they take 0.20 ms, dense 0.40 ms" in text
+    assert "a.0 192 576 56 99.0000 % 43,008 0.389 0.100 0.200 r" in text
+
+
+def test_a_report_without_the_plan_of_its_layers_has_their_times_as_a_table():
+    report = full_report().model_copy(update={"layers": make_layer_times("a.0")})
+    text = Page(render_page(inputs_of(report))).text
+    assert "layer baseline ms bundle ms ratio a.0 0.200 0.100 0.500 all else 0.500 0.600 1.200" in text
+
+
+def test_the_ratio_of_latencies_is_drawn_with_its_interval_beside_the_noise():
+    models = figures_of(full_report())
+    markup = ratio_chart("k", models, 0.9)
+    low, high, *_ = (float(line["x1"]) for line in marks(markup, "line", "whisker s-own")[1:])
+    (dot,) = marks(markup, "circle", "s-own")
+    assert low < float(dot["cx"]) < high
+    unit = (high - low) / 0.05  # its interval is 0.475 to 0.525
+    (noise,) = marks(markup, "rect", "noise")
+    assert float(noise["width"]) == pytest.approx(0.1 * unit, rel=0.05)
+    (limit,) = marks(markup, "line", "limit")
+    assert float(limit["x1"]) == pytest.approx(float(dot["cx"]) + 0.4 * unit, rel=0.02)
+    assert ratio_chart("k", models[:1], None) == ""
+
+
+def test_memory_is_stacked_and_its_peak_is_marked():
+    steps = [step(scale=2), step("low-rank")]
+    markup = step_chart("k", steps[1], steps)
+    (peak,) = marks(markup, "circle", "peak")
+    areas = [area.get("points").split() for area in drawn(markup).iter("polygon")]
+    assert len(areas) == 5
+    tops = [min(float(point.split(",")[1]) for point in area) for area in areas]
+    assert tops == sorted(tops, reverse=True)
+    assert float(peak["cy"]) == tops[-1]
+    higher = marks(step_chart("k", steps[0], steps), "circle", "peak")[0]
+    assert float(higher["cy"]) < float(peak["cy"])  # on one axis
+    text = " ".join(drawn(markup).itertext())
+    assert "peak 9.0\u00a0MB" in text
+    assert "9.0 MB at most, in backward: parameters 1.0, optimizer state 2.0, gradients 1.0" in text
+    assert [name for name in ("forward", "backward", "update") if name in text.split()] == [
+        "forward", "backward", "update",
+    ]  # fmt: skip
+
+
+def test_what_memory_is_at_the_peak_is_a_table():
+    rows = {row.label: row.cells for row in at_peak([step(scale=2), step()])}
+    assert rows["activations and workspace"] == ("10.0", "5.0")
+    assert rows["all"] == ("18.0", "9.0")
+
+
+def matrix(size, wrong=1):
+    return tuple(tuple(9 if i == j else wrong for j in range(size)) for i in range(size))
+
+
+def predictions(size, **changes) -> tuple[Predictions, ...]:
+    found = Predictions(
+        model="bundle", correct=9, total=100, matrix=matrix(size),
+        confusions=(Confusion(label=1, answer=0, images=7), Confusion(label=0, answer=1, images=5)),
+    )  # fmt: skip
+    return tuple(found.model_copy(update={"model": name} | changes) for name in ("baseline", "bundle"))
+
+
+def test_a_confusion_is_the_darker_the_more_images_it_has():
+    cells = ((9, 10, 1), (0, 9, 4), (0, 0, 9))
+    markup = matrix_chart("k", "dense", cells, ("a", "b", "c"), most=20)
+    shades = [rect.get("class").split()[1] for rect in drawn(markup).iter("rect")]
+    assert shades == [
+        "right", "wrong-3", "wrong-1", "wrong-0", "right", "wrong-1", "wrong-0", "wrong-0", "right",
+    ]  # fmt: skip
+    assert {text for text in drawn(markup).itertext() if text.isdecimal()} == {"9", "10", "1", "4"}
+    assert f"wrong-{LEVELS}" in matrix_chart("k", "dense", cells, ("a", "b", "c"), most=10)
+
+
+def test_the_squares_of_a_matrix_do_not_leave_the_drawing():
+    for names in (("a", "b"), tuple(f"a long name of class {i}" for i in range(30))):
+        root = drawn(matrix_chart("k", "dense", matrix(len(names)), names, most=1))
+        _, _, wide, tall = map(float, root.get("viewBox").split())
+        for rect in root.iter("rect"):
+            assert float(rect.get("x")) + float(rect.get("width")) <= wide
+            assert float(rect.get("y")) + float(rect.get("height")) <= tall
+
+
+@pytest.mark.parametrize(
+    ("classes", "changes", "drawings", "images"),
+    [
+        (30, {}, 2, 1),
+        (31, {}, 0, 1),
+        (1000, {"matrix": None}, 0, 7),
+        (3, {"matrix": ((1, 2), (3,))}, 0, 3),  # not what we write
+    ],
+)
+def test_many_classes_have_their_confusions_as_a_table_alone(classes, changes, drawings, images):
+    names = tuple(map(str, range(classes)))
+    report = make_report(classes=names, predictions=predictions(min(classes, 50), **changes))
+    answers = answers_of("k", report, {"baseline": "dense"})
+    assert answers is not None
+    assert len(answers.matrices) == drawings
+    assert answers.labels == ("dense", "bundle")
+    first = answers.confused[0]
+    assert (first.label, first.answer, first.images) == ("1", "0", (images, images))
+
+
+def test_what_became_of_the_answers_is_told_image_by_image():
+    report = full_report().model_copy(update=make_answers())
+    page = Page(render_page(inputs_of(report)))
+    assert "baseline right 90 4, lost baseline wrong 5, won 1" in page.text
+    assert "+1.00 points, 95 % confidence interval −5.00 to +7.00; McNemar's exact test: p = 1" in page.text
+    assert "9 images with another answer a.jpg class cat baseline cat ✓ bundle dog" in page.text
+    assert "dog/c.jpg dog cat – wrong both times" in page.text
+    assert len([tag for tag, _ in page.tags if tag == "img"]) == 1
+    assert "cat dog 4 3 dog cat 2 2" in page.text  # confused most often
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.0084, "+0.84"), (-0.01, "−1.00"), (-0.00001, "±0.00")])

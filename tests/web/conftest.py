@@ -40,13 +40,19 @@ def onnxruntime_web(node: RunNode) -> RunNode:
 
 
 @pytest.fixture(scope="session")
-def open_page(onnxruntime_web: RunNode) -> RunNode:
-    """Opens a URL in a headless Chromium, and picks a bundle and an image there."""
+def chromium(node: RunNode) -> RunNode:
+    """Runs a script that opens pages in a headless Chromium."""
     require("playwright-core")
     program = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if program is None:
         pytest.skip(f"none of {', '.join(CHROMIUM)} is installed")
-    return lambda *arguments: onnxruntime_web("open_page.mjs", program, *arguments)
+    return lambda script, *arguments: node(script, program, *arguments)
+
+
+@pytest.fixture(scope="session")
+def open_page(onnxruntime_web: RunNode, chromium: RunNode) -> RunNode:
+    """Opens a URL in a headless Chromium, and picks a bundle and an image there."""
+    return lambda *arguments: chromium("open_page.mjs", *arguments)
 
 
 def require(package: str) -> None:

@@ -49,7 +49,7 @@ def columns_of(models: Sequence[ModelFigures]) -> tuple[Column, ...]:
         for model in models
     ]
     tails = _of_latency(models, lambda latency: f"p99 {milliseconds(latency.p99_ms)}")
-    spreads = _of_latency(models, lambda latency: f"{latency.ratio_low:.3f}–{latency.ratio_high:.3f}")
+    spreads = _of_latency(models, _interval)
     ratios = _of_latency(models, lambda latency: f"{latency.ratio_to_first:.3f}")
     columns = (
         Column(
@@ -87,6 +87,11 @@ def _texts(values: Sequence[float | None], form: Callable[[float], str]) -> tupl
 
 def _of_latency(models: Sequence[ModelFigures], form: Callable[[Latency], str]) -> tuple[str, ...]:
     return tuple(NONE if model.latency is None else form(model.latency) for model in models)
+
+
+def _interval(latency: Latency) -> str:
+    """Returns between what the ratio lies: its confidence interval, or nothing."""
+    return "" if latency.ratio_interval is None else "{:.3f}–{:.3f}".format(*latency.ratio_interval)
 
 
 def _bars(

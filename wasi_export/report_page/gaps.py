@@ -16,6 +16,11 @@ def gaps_of(inputs: PageInputs) -> Iterator[tuple[str, str]]:
         yield "latency beside the dense model", "wasi-export validate BUNDLE --baseline DENSE_BUNDLE"
     elif first.latency and DENSE not in names:
         yield "the dense model", "wasi-export validate BUNDLE --baseline DENSE_BUNDLE"
+    if any(model.accuracy is not None for model in models) and first.comparison is None:
+        yield (
+            "answers beside those of the dense model",
+            "wasi-export validate BUNDLE --data IMAGES --baseline DENSE_BUNDLE",
+        )
     if not any(report.instructions for report in inputs.reports):
         yield (
             "instructions on an emulated Raspberry Pi",
@@ -26,7 +31,9 @@ def gaps_of(inputs: PageInputs) -> Iterator[tuple[str, str]]:
     if not inputs.is_run:
         yield "layers, training curves and memory of training", "wasi-export run CONFIG"
         return
-    if inputs.layers and not any(layer.factored_ms is not None for layer in inputs.layers):
-        yield "time of each layer", "wasi-export run CONFIG -s export.fold=auto"
+    if not first.layers:
+        yield "time of each layer", "wasi-export run CONFIG --force"
+    if not inputs.steps:
+        yield "memory over a training step", "wasi-export run CONFIG --force"
     if not any(model.step_memory_mb is not None for model in models):
         yield "memory of a training step", "wasi-export run CONFIG, on Linux"

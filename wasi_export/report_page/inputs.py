@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from wasi_export.config import Frozen
 from wasi_export.ranks import LayerPlan
 from wasi_export.report import Latency, Report
+from wasi_export.step_memory import StepCurve
 
 DENSE, OWN = "baseline", "bundle"
 """Names that a report has for the dense twin and for what was checked; a graph of them in smaller numbers is
@@ -34,6 +35,14 @@ class Stage(Frozen):
     label: str
     series: Series
     epochs: tuple[Epoch, ...]
+
+
+class TrainingStep(Frozen):
+    """The memory of a training step of one model."""
+
+    label: str
+    series: Series
+    curve: StepCurve
 
 
 class ModelFigures(Frozen):
@@ -80,6 +89,7 @@ class PageInputs(Frozen):
     facts: Mapping[str, str] = Field({}, description="of the model, by what they are called")
     layers: Sequence[LayerPlan] = ()
     stages: Sequence[Stage] = ()
+    steps: Sequence[TrainingStep] = ()
     step_batch: int | None = Field(None, description="batch of the training step whose memory was measured")
     is_run: bool = Field(False, description="whether all of it is of one `wasi-export run`")
 

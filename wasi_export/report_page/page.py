@@ -1,7 +1,8 @@
 """The page: every part that there is data for, put into the template. The same inputs give the same bytes."""
 
+import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 from wasi_export._extras import require
 from wasi_export.errors import ExitCode
 from wasi_export.ranks import LayerPlan
-from wasi_export.report import Check, Report
+from wasi_export.report import Check, Report, Status
+from wasi_export.report_page.answers import CARDS, Answers, answers_of
 from wasi_export.report_page.comparison import bars_of, columns_of
 from wasi_export.report_page.curves import curves_chart
 from wasi_export.report_page.gaps import gaps_of
 from wasi_export.report_page.inputs import PageInputs, Stage, figures_of
-from wasi_export.report_page.latency import latency_chart
-from wasi_export.report_page.layers import group_layers, layer_chart
+from wasi_export.report_page.latency import latency_chart, ratio_chart
+from wasi_export.report_page.layers import describe_times, group_layers, layer_chart, time_rows, times_of
+from wasi_export.report_page.memory import at_peak, phases_of, step_chart
 from wasi_export.report_page.quantities import SPACE, percent
 from wasi_export.report_page.tiles import tiles_of
 from wasi_export.report_page.tradeoff import Limits, has_tradeoff, tradeoff_chart
@@ -32,7 +35,7 @@ from wasi_export.views import (
 
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 """Characters that are no XML, or that turn the direction of the text after them."""
-MARKS = {"passed": "✓", "failed": "✕", "no data": "?", "info": "·"}
+MARKS: Mapping[Status, str] = {"passed": "✓", "failed": "✕", "undecided": "≈", "no data": "?", "info": "·"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ class Machine:
     latency: str = ""
     """The chart; empty where no latency was measured."""
     remark: str = ""
+    ratio: str = ""
+    """The chart of the ratios of latencies."""
+    answers: Answers | None = None
 
 
 def render_page(inputs: PageInputs) -> bytes:
@@ -54,8 +60,15 @@ def render_page(inputs: PageInputs) -> bytes:
     Raises:
         MissingExtraError: jinja2 is not installed.
     """
+    text: str = _environment().get_template("page.html.j2").render(_context(inputs))
+    return UNSEEN.sub("\ufffd", text).encode()
+
+
+@functools.cache
+def _environment() -> Any:
+    """Returns what has the templates, each compiled once."""
     jinja2 = require("jinja2", extra="report")
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("wasi_export.report_page", ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -63,8 +76,6 @@ def render_page(inputs: PageInputs) -> bytes:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    text: str = environment.get_template("page.html.j2").render(_context(inputs))
-    return UNSEEN.sub("\ufffd", text).encode()
 
 
 def _context(inputs: PageInputs) -> dict[str, Any]:
@@ -72,6 +83,7 @@ def _context(inputs: PageInputs) -> dict[str, Any]:
     first = inputs.reports[0]
     machines = [_machine(index, report, inputs) for index, report in enumerate(inputs.reports)]
     groups = group_layers(inputs.layers)
+    times = times_of(first)
     return {
         "title": first.model,
         "status_name": _worst([machine.status for machine in machines]),
@@ -88,13 +100,21 @@ def _context(inputs: PageInputs) -> dict[str, Any]:
         "stages": [_describe_stage(stage) for stage in inputs.stages],
         "stage_labels": [(stage.label, stage.series) for stage in inputs.stages],
         "groups": [
-            (group, layer_chart(f"layers-{index}", group, inputs.layers))
+            (group, layer_chart(f"layers-{index}", group, inputs.layers, times))
             for index, group in enumerate(groups)
         ],
         "layers": inputs.layers,
         "layers_total": _describe_layers(inputs.layers),
         "kept_dense": list(_kept_dense(inputs.layers)),
-        "has_times": any(layer.factored_ms is not None for layer in inputs.layers),
+        "times": times,
+        "times_total": describe_times(times[layer.name] for layer in inputs.layers if layer.name in times),
+        "time_rows": time_rows,
+        "cards": CARDS,
+        "step_charts": [
+            (step, step_chart(f"step-{index}", step, inputs.steps)) for index, step in enumerate(inputs.steps)
+        ],
+        "step_peaks": list(at_peak(inputs.steps)) if inputs.steps else [],
+        "phases": phases_of(inputs.steps),
         "gaps": list(gaps_of(inputs)),
         "mark": MARKS.__getitem__,
         "check_values": check_values,
@@ -111,12 +131,30 @@ def _context(inputs: PageInputs) -> dict[str, Any]:
 
 
 def _machine(index: int, report: Report, inputs: PageInputs) -> Machine:
-    place = report.target or "this machine"
-    status = {ExitCode.PASSED: "passed", ExitCode.CHECK_FAILED: "failed"}.get(report.exit_code, "no data")
-    if not report.latency:
-        return Machine(report, place, status)
     models = inputs.figures if index == 0 else figures_of(report)
-    return Machine(report, place, status, *latency_chart(f"latency-{index}", models))
+    latency, remark, ratio = "", "", ""
+    if report.latency:
+        thresholds = {check.name: check.threshold for check in report.checks}
+        latency, remark = latency_chart(f"latency-{index}", models)
+        ratio = ratio_chart(f"ratio-{index}", models, thresholds.get("latency ratio"))
+    return Machine(
+        report,
+        report.target or "this machine",
+        _status(report),
+        latency,
+        remark,
+        ratio,
+        answers_of(f"answers-{index}", report, {model.name: model.label for model in models}),
+    )
+
+
+def _status(report: Report) -> Status:
+    """Returns the status of a report as a whole: the worst of its checks that have a threshold."""
+    if report.exit_code == ExitCode.PASSED:
+        return "passed"
+    statuses = {check.status for check in report.checks}
+    worst: tuple[Status, ...] = ("failed", "undecided")
+    return next((status for status in worst if status in statuses), "no data")
 
 
 def _verdict(machines: Sequence[Machine]) -> str:
@@ -130,13 +168,13 @@ def _verdict(machines: Sequence[Machine]) -> str:
 def _count_checks(reports: Sequence[Report]) -> str:
     """Returns how many checks there were of each status."""
     statuses: list[str] = [check.status for report in reports for check in report.checks]
-    words = {"passed": "passed", "failed": "failed", "no data": "without data", "info": "for information"}
+    words = {status: status for status in MARKS} | {"no data": "without data", "info": "for information"}
     counts = [(statuses.count(status), word) for status, word in words.items()]
     return ", ".join(f"{count} {word}" for count, word in counts if count)
 
 
 def _worst(statuses: Sequence[str]) -> str:
-    return next(status for status in ("failed", "no data", "passed") if status in statuses)
+    return next(status for status in ("failed", "undecided", "no data", "passed") if status in statuses)
 
 
 def _threshold_words(check: Check) -> str:

@@ -76,6 +76,11 @@ class Chart:
         text = " ".join(f"{_number(x)},{_number(y)}" for x, y in points)
         ET.SubElement(self.root, "polyline", {"class": css, "points": text})
 
+    def area(self, points: Sequence[Point], css: str) -> None:
+        """Fills what the points enclose."""
+        text = " ".join(f"{_number(x)},{_number(y)}" for x, y in points)
+        ET.SubElement(self.root, "polygon", {"class": css, "points": text})
+
     def bar(self, corner: Point, width: float, height: float, css: str, hint: str = "") -> None:
         """Draws a rectangle from its upper left corner; the hint is shown where a mouse rests on it."""
         element = self._add("rect", css, x=corner[0], y=corner[1], width=width, height=max(0.0, height))
@@ -88,10 +93,14 @@ class Chart:
         if hint:
             ET.SubElement(element, "title").text = hint
 
-    def text(self, place: Point, words: str, css: str = "", *, anchor: str = "start") -> None:
+    def text(
+        self, place: Point, words: str, css: str = "", *, anchor: str = "start", upwards: bool = False
+    ) -> None:
         """Writes words on a base line, which begin, end or have their middle at the place."""
         element = self._add("text", css, x=place[0], y=place[1])
         element.set("text-anchor", anchor)
+        if upwards:
+            element.set("transform", f"rotate(-90 {_number(place[0])} {_number(place[1])})")
         element.text = shorten(words, 60)
 
     def markup(self) -> str:

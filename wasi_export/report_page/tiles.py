@@ -108,6 +108,6 @@ def _limit(check: Check | None, words: str, form: Callable[[float], str]) -> tup
 
 def _both(first: tuple[str, str], second: tuple[str, str]) -> tuple[str, str]:
     """Returns two thresholds as one, with the worse status."""
-    order = ("", "info", "passed", "no data", "failed")
+    order = ("", "info", "passed", "no data", "undecided", "failed")
     words = ", ".join(filter(None, (first[0], second[0])))
     return words, max(first[1], second[1], key=order.index)
