@@ -51,3 +51,15 @@ def test_the_page_on_targets_has_the_instructions_that_were_counted():
             assert row["again"] < 0.002
     small = {row["pi4"]["model"]: row["pi4"]["total"] for row in result["models"]["vit_small_patch16_224"]}
     assert small["f = 0.2"] < small["f = 0.2, int8"]
+
+
+def test_thousands_of_kills_lost_nothing_and_the_page_on_faults_says_so() -> None:
+    import faults
+
+    result = result_of("faults")
+    page = (ROOT / faults.PAGE).read_text(encoding="utf-8")
+    assert f"{faults.MARK}{faults.to_markdown(result)}\n{faults.END}" in page
+    found = [result[command] for command in ("train", "export", "adapt")]
+    assert sum(one["kills"] for one in found) >= 2000
+    assert all(one["unreadable"] == one["lost"] == one["left_over"] == 0 for one in found)
+    assert all(one["equal"] == one["ended"] > 0 for one in found)

@@ -26,7 +26,7 @@ def wasi_export_that_only_validates_here(tmp_path):
 
 
 def run_recipe(path, summary, *arguments):
-    environment = {"PATH": path, "GITHUB_STEP_SUMMARY": str(summary)}
+    environment = {"PATH": path, "GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary)}
     return subprocess.run(
         [CI / "validate-bundle", *map(str, arguments)], env=environment, capture_output=True, text=True
     )
@@ -51,6 +51,7 @@ def test_a_check_that_failed_here_is_told_also_where_no_arm_can_be_emulated(
     done = run_recipe(path, tmp_path / "summary", bundle, tmp_path / "report")
     assert done.returncode == 1
     assert "failed: parity error" in done.stdout
+    assert "::error title=tiny%3A parity error::failed: 0.09" in done.stdout
 
 
 def test_the_action_calls_the_recipe_and_takes_no_input_for_code():

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import memory_gpu
 import pytest
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,8 @@ def rung(name):
 def test_the_page_shows_the_tables_of_the_committed_result():
     page = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
     assert to_markdown(RESULT) in page
+    on_gpu = json.loads((ROOT / "benchmarks" / "results" / "memory_gpu.json").read_text(encoding="utf-8"))
+    assert memory_gpu.to_markdown(on_gpu) in page
 
 
 @pytest.mark.parametrize("row", MEASURED, ids=lambda row: f"{row['model']}-{row['batch']}-{row['rung']}")

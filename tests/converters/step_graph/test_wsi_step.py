@@ -54,7 +54,7 @@ def test_steps_are_those_of_training(opt, momentum, token, recompute, tmp_path):
         assert relative(found[name], end[name], start[name]) < 1e-4, name
     for layer in LAYERS:
         basis = found[f"{layer}.feature_basis"]
-        torch.testing.assert_close(basis, training.bases[layer].feature, atol=1e-4, rtol=0)
+        torch.testing.assert_close(basis, training.bases[layer].feature, atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize("recompute", ["none", "block"])
