@@ -1,15 +1,18 @@
 # make demo    from images to a validated ONNX model, in minutes
 # make test    all tests
+# make fuzz    odd and hostile input for every reader, a minute each (FUZZ_SECONDS=60)
+# make docs    the site of docs/, into build/site
 # make lint    ruff, mypy, import contracts
 # make clean   removes the environment, builds and caches; runs/ stays
 #
 # The first of them creates the environment VENV with PYTHON and installs what pyproject.toml says.
 .POSIX:
-.PHONY: demo test lint install clean
+.PHONY: demo test fuzz docs lint install clean
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+FUZZ_SECONDS ?= 60
 INSTALLED = $(VENV)/.installed
 RECENT = import sys; sys.exit(sys.version_info < (3, 11))
 
@@ -18,6 +21,14 @@ demo: install
 
 test: install
 	@"$(VENV)/bin/python" -m pytest $(PYTEST_ARGS)
+
+fuzz: install
+	@"$(VENV)/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[dev,fuzz]'
+	@"$(VENV)/bin/python" benchmarks/fuzzing.py --seconds $(FUZZ_SECONDS)
+
+docs: install
+	@NO_MKDOCS_2_WARNING=1 "$(VENV)/bin/mkdocs" build --quiet --strict --config-file docs/site/mkdocs.yml
+	@echo "build/site/index.html"
 
 lint: install
 	@"$(VENV)/bin/ruff" check .
