@@ -62,7 +62,9 @@ def test_an_unknown_key_is_answered_with_the_nearest_known_one(
             "[subspace]\nmethod = 'svd'",
             "subspace.method: Input should be 'sequential', 'whitened' or 'plain', got 'svd'",
         ),
-        ("[train.dense]\nlr = nan", "train.dense.lr: Input should be greater than 0, got nan"),
+        ("[train.dense]\nlr = nan", "train.dense.lr must be a finite number"),
+        ("[data]\nscale = [0.5, inf]", "data.scale must be a finite number"),
+        ("[model]\nkwargs = { drop_rate = nan }", "model.kwargs.drop_rate must be a finite number"),
     ],
 )
 def test_a_wrong_value_is_shown_with_its_key_and_its_bound(tmp_path: Path, text: str, message: str) -> None:

@@ -5,12 +5,13 @@ demo (`demo.toml`) is an example that runs.
 """
 
 import difflib
+import math
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from wasi_export._extras import require
@@ -55,7 +56,7 @@ class ModelConfig(Frozen):
     checkpoint: Path | None = Field(None, description="local .safetensors or .pth with weights only")
     img_size: int | None = Field(None, ge=1, description="input size in pixels; None keeps the model's")
     in_chans: Literal[1, 3] = Field(3, description="input channels; 1 reads images as grey")
-    kwargs: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+    kwargs: dict[str, JsonValue] = Field({}, description="further arguments of timm.create_model")
 
 
 class DataConfig(Frozen):
@@ -525,11 +526,25 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _validated(model: type[M], values: Mapping[str, Any], *, origin: str) -> M:
+    if key := next(_not_finite(values), None):
+        raise ConfigError(f"{origin}: {key} must be a finite number")
     try:
         return model.model_validate(values)
     except ValidationError as error:
         lines = [_explain(model, details) for details in error.errors()]
         raise ConfigError(f"{origin}: " + "; ".join(lines)) from None
+
+
+def _not_finite(value: Any, key: str = "") -> Iterator[str]:
+    """Yields the keys at which there are NaN and infinities, which TOML has and no setting is."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield key
+    elif isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _not_finite(part, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _not_finite(part, key)
 
 
 def _explain(model: type[Frozen], details: ErrorDetails) -> str:
