@@ -287,7 +287,7 @@ def test_a_folder_in_use_is_one_line_and_a_lock_of_a_dead_process_is_none(
 def test_sigterm_ends_an_export_as_ctrl_c_does(work: dict[str, list[str]], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "wasi_export", *work["export"], str(tmp_path / "bundles" / "b")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob("bundles/.b.*.tmp")):
+    while not list(tmp_path.glob("bundles/.b.*.tmp/*")):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
