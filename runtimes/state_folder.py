@@ -23,7 +23,7 @@ from wasi_export.config import Frozen
 from wasi_export.durable import made_folder, sync_folder, write_bytes, writing, written_beside
 from wasi_export.errors import ConfigError, IntegrityError, MalformedError
 from wasi_export.untrusted.document import parse_document
-from wasi_export.untrusted.tensors import check_tensors
+from wasi_export.untrusted.tensors import read_tensors
 
 STATE, PREVIOUS, BEST = "state.safetensors", "previous.safetensors", "best.safetensors"
 _HEADER, _OWNER = "progress", "training step"
@@ -139,9 +139,6 @@ def _is_whole(path: Path) -> bool:
 
 def _tensors(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]]:
     try:
-        check_tensors(path)
-        with safe_open(path, framework="np") as file:
-            # Copies, so that the file can be replaced while they are in use.
-            return {name: np.array(file.get_tensor(name)) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError, MalformedError) as error:
+        return read_tensors(path)
+    except (OSError, MalformedError) as error:
         raise IntegrityError(f"{path} holds no whole state ({error})") from error

@@ -59,6 +59,16 @@ def write_bytes(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
 
 
+def require_new(path: Path, *, force: bool) -> None:
+    """Lets a file be written that is not there, or is to be replaced.
+
+    Raises:
+        ArtifactExistsError: it exists and `force` is not set.
+    """
+    if path.exists() and not force:
+        raise _exists(path)
+
+
 @contextlib.contextmanager
 def written_beside(path: Path, data: bytes) -> Iterator[Path]:
     """Gives a synced file beside the path, to be renamed over it; removed on any error."""
@@ -157,7 +167,7 @@ def staged_folder(destination: Path, *, force: bool = False) -> Iterator[Path]:
             stack.enter_context(held_lock(lock, destination))
             _bring_back(destination)
         if not force and _holds_something(destination):
-            raise ArtifactExistsError(f"{destination} exists: choose another name or give --force")
+            raise _exists(destination)
         with writing(destination):
             staging = Path(
                 tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}.", suffix=".tmp")
@@ -175,6 +185,10 @@ def staged_folder(destination: Path, *, force: bool = False) -> Iterator[Path]:
             _sync_tree(staging)
             _put(staging, destination)
             sync_folder(destination.parent)
+
+
+def _exists(path: Path) -> ArtifactExistsError:
+    return ArtifactExistsError(f"{path} exists: choose another name or give --force")
 
 
 def _sync_tree(folder: Path) -> None:

@@ -19,7 +19,7 @@ def to_markdown(report: Report) -> str:
     """Returns the report as GitHub-flavoured Markdown: verdict, checks, latency, host."""
     mark = {ExitCode.PASSED: "✅", ExitCode.CHECK_FAILED: "❌"}.get(report.exit_code, "⚠️")
     blocks = [
-        f"# {mark} {_cell(report.model)}: {report.verdict}",
+        f"# {mark} {cell(report.model)}: {report.verdict}",
         f"Bundle `{report.bundle}`, model.onnx sha256 `{report.model_sha256[:12]}…`.",
         "## Checks",
         markdown_table(
@@ -161,9 +161,9 @@ def class_name(index: int, classes: Sequence[str]) -> str:
 def markdown_table(columns: Sequence[str], align: str, rows: Iterable[Sequence[str]]) -> str:
     """Returns a Markdown table; `align` has l, c or r for each column."""
     rule = ({"l": ":--", "c": ":-:", "r": "--:"}[letter] for letter in align)
-    return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in (columns, tuple(rule), *rows))
+    return "\n".join("| " + " | ".join(map(cell, row)) + " |" for row in (columns, tuple(rule), *rows))
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Returns text that cannot end a cell or a line of a table."""
     return " ".join(text.split()).replace("|", "\\|")

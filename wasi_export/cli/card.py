@@ -52,14 +52,12 @@ def sbom(
 def _write(text: str, out: Path | None, *, force: bool, as_json: bool) -> None:
     """Prints a document, or writes it and says where."""
     from wasi_export.cli._documents import WrittenFile
-    from wasi_export.durable import write_bytes
-    from wasi_export.errors import ArtifactExistsError
+    from wasi_export.durable import require_new, write_bytes
 
     if out is None:
         typer.echo(text, nl=False)
         return
-    if out.exists() and not force:
-        raise ArtifactExistsError(f"{out} exists: choose another name or give --force")
+    require_new(out, force=force)
     write_bytes(out, text.encode())
     if as_json:
         print_json(WrittenFile(written=out))

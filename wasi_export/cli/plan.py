@@ -60,11 +60,10 @@ def plan(
     given += [f"subspace.{key}={value}" for key, value in measures.items() if value is not None]
     settings = read_config(config, [*by_error, *(overrides or ()), *given])
     from wasi_export.datasets import load_data
-    from wasi_export.durable import write_bytes
-    from wasi_export.errors import ArtifactExistsError
+    from wasi_export.durable import require_new, write_bytes
 
-    if out is not None and out.exists() and not force:
-        raise ArtifactExistsError(f"{out} exists: choose another name or give --force")
+    if out is not None:
+        require_new(out, force=force)
     prepare_torch()
     from wasi_export.cli._plan import measure_times, print_plan
     from wasi_export.training.beginning import first_model

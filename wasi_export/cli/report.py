@@ -30,15 +30,14 @@ def report(
     """
     from wasi_export.cli._documents import WrittenPage
     from wasi_export.cli._report_inputs import read_inputs, report_folder_of
-    from wasi_export.durable import write_bytes
-    from wasi_export.errors import ArtifactExistsError, UsageError
+    from wasi_export.durable import require_new, write_bytes
+    from wasi_export.errors import UsageError
     from wasi_export.report_page import render_page
 
     destination = out or report_folder_of(path) / "report.html"
     if destination.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"the page is HTML, got --out {destination}: give a name that ends with .html")
-    if destination.exists() and not force:
-        raise ArtifactExistsError(f"{destination} exists: choose another name or give --force")
+    require_new(destination, force=force)
     inputs = read_inputs(path)
     page = render_page(inputs)
     write_bytes(destination, page)

@@ -10,7 +10,7 @@ from importlib.resources import files
 from wasi_export._extras import require
 from wasi_export.artifact import MODEL, Bundle
 from wasi_export.report import Report
-from wasi_export.views import check_values
+from wasi_export.views import cell, check_values
 
 
 def to_model_card(bundle: Bundle, report: Report | None = None) -> str:
@@ -40,4 +40,4 @@ def to_model_card(bundle: Bundle, report: Report | None = None) -> str:
 
 def _cell(text: object) -> str:
     """Returns a text on one line that ends no cell of a table and begins no tag."""
-    return html.escape(" ".join(str(text).split()), quote=False).replace("|", "\\|")
+    return html.escape(cell(str(text)), quote=False)

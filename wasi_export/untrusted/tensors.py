@@ -4,8 +4,13 @@ The library has checked by then that the header is JSON below 100 MB and that th
 without holes and overlaps.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from wasi_export.errors import MalformedError
@@ -19,11 +24,37 @@ def check_tensors(path: Path) -> None:
         MalformedError: it is no safetensors, or holds what no weights are.
         OSError: the file cannot be read.
     """
+    with _opened(path) as file:
+        for _ in _checked(file):
+            pass
+
+
+def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """Returns the tensors of a file by name, and the texts of its header, having looked at them.
+
+    They are copies, so that the file can be replaced while they are in use.
+
+    Raises:
+        MalformedError: it is no safetensors, or holds what no weights are.
+        OSError: the file cannot be read.
+    """
+    with _opened(path) as file:
+        return {name: np.array(value) for name, value in _checked(file)}, file.metadata() or {}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="np") as file:
-            for name in file.keys():  # noqa: SIM118
-                check_name(name, "tensor")
-                check_shape(name, tuple(file.get_slice(name).get_shape()))
-                check_finite(name, file.get_tensor(name))
+            yield file
     except (SafetensorError, TypeError, ValueError) as error:  # the latter two: a type that numpy has not
         raise MalformedError(f"it is no safetensors of numpy's types: {error}") from None
+
+
+def _checked(file: Any) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yields the tensors of an open file, each once it was looked at."""
+    for name in file.keys():  # noqa: SIM118
+        check_name(name, "tensor")
+        check_shape(name, tuple(file.get_slice(name).get_shape()))
+        check_finite(name, value := file.get_tensor(name))
+        yield name, value
