@@ -85,6 +85,13 @@ def test_a_name_does_not_break_the_card_apart(tmp_path: Path, hostile: str) -> N
     assert "<script>" not in row
 
 
+def test_a_card_is_no_json_so_it_needs_a_file_with_it(bundle: Path) -> None:
+    done = run("card", bundle, "--json")
+    assert done.exit_code == 2
+    assert json.loads(done.stdout)["error"]["exit_code"] == 2
+    assert "give --out too" in done.stderr
+
+
 @pytest.mark.parametrize("command", ["card", "sbom"])
 def test_a_document_is_printed_or_written_and_replaced_only_by_force(
     bundle: Path, tmp_path: Path, command: str

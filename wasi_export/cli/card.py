@@ -24,10 +24,12 @@ def card(
 ) -> None:
     """Write a model card: what the model is, how it was made and checked, in Markdown."""
     from wasi_export.artifact import MODEL, Bundle
-    from wasi_export.errors import DataError
+    from wasi_export.errors import DataError, UsageError
     from wasi_export.model_card import to_model_card
     from wasi_export.runtimes.validate import read_report
 
+    if as_json and out is None:
+        raise UsageError("a card is Markdown, --json tells where it was written: give --out too")
     opened = Bundle.open(bundle)
     found = read_report(report) if report else None
     if found and found.model_sha256 != opened.manifest.files[MODEL].sha256:
