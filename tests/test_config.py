@@ -65,6 +65,10 @@ def test_an_unknown_key_is_answered_with_the_nearest_known_one(
         ("[train.dense]\nlr = nan", "train.dense.lr must be a finite number"),
         ("[data]\nscale = [0.5, inf]", "data.scale must be a finite number"),
         ("[model]\nkwargs = { drop_rate = nan }", "model.kwargs.drop_rate must be a finite number"),
+        (
+            "[model]\nkwargs = { depth = 1979-05-27 }",
+            "model.kwargs.depth must not be a date or a time, got 1979-05-27",
+        ),
     ],
 )
 def test_a_wrong_value_is_shown_with_its_key_and_its_bound(tmp_path: Path, text: str, message: str) -> None:

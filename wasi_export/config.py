@@ -8,10 +8,11 @@ import difflib
 import math
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from wasi_export._extras import require
@@ -56,7 +57,7 @@ class ModelConfig(Frozen):
     checkpoint: Path | None = Field(None, description="local .safetensors or .pth with weights only")
     img_size: int | None = Field(None, ge=1, description="input size in pixels; None keeps the model's")
     in_chans: Literal[1, 3] = Field(3, description="input channels; 1 reads images as grey")
-    kwargs: dict[str, JsonValue] = Field({}, description="further arguments of timm.create_model")
+    kwargs: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
 
 
 class DataConfig(Frozen):
@@ -526,8 +527,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _validated(model: type[M], values: Mapping[str, Any], *, origin: str) -> M:
-    if key := next(_not_finite(values), None):
-        raise ConfigError(f"{origin}: {key} must be a finite number")
+    if problem := next(_unusable(values), None):
+        raise ConfigError(f"{origin}: {problem}")
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -535,16 +536,18 @@ def _validated(model: type[M], values: Mapping[str, Any], *, origin: str) -> M:
         raise ConfigError(f"{origin}: " + "; ".join(lines)) from None
 
 
-def _not_finite(value: Any, key: str = "") -> Iterator[str]:
-    """Yields the keys at which there are NaN and infinities, which TOML has and no setting is."""
+def _unusable(value: Any, key: str = "") -> Iterator[str]:
+    """Yields a line for each value that TOML has and no setting is: NaN, infinities, dates and times."""
     if isinstance(value, float) and not math.isfinite(value):
-        yield key
+        yield f"{key} must be a finite number"
+    elif isinstance(value, (date, time)):
+        yield f"{key} must not be a date or a time, got {value}"
     elif isinstance(value, Mapping):
         for name, part in value.items():
-            yield from _not_finite(part, f"{key}.{name}" if key else str(name))
+            yield from _unusable(part, f"{key}.{name}" if key else str(name))
     elif isinstance(value, (list, tuple)):
         for part in value:
-            yield from _not_finite(part, key)
+            yield from _unusable(part, key)
 
 
 def _explain(model: type[Frozen], details: ErrorDetails) -> str:
