@@ -26,10 +26,11 @@ from board_story_worker import NEW_CLASS
 from pages import fill
 from training_rows import METHODS, config_of
 
+from wasi_export.array_images import FASHION_MNIST_CLASSES
 from wasi_export.cli._bundle import export_run
 from wasi_export.cli._console import track
 from wasi_export.config import Config
-from wasi_export.datasets import FASHION_MNIST_CLASSES, load_splits
+from wasi_export.datasets import load_splits
 from wasi_export.durable import write_bytes
 from wasi_export.runtimes.host import describe_host
 from wasi_export.training.stage import train_run

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from step_graph_memory import memory_mib
 
-from wasi_export.datasets import FASHION_MNIST_CLASSES, ImageSet, load_splits
+from wasi_export.array_images import FASHION_MNIST_CLASSES
+from wasi_export.datasets import load_splits
+from wasi_export.image_set import ImageSet
 from wasi_export.runtimes.adapt import AdaptEpoch, AdaptImages, AdaptOptions, adapt
 from wasi_export.runtimes.adapter import Adapter
 

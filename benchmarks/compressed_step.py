@@ -33,11 +33,11 @@ def write(way: str, folder: Path) -> dict[str, Any]:
     from safetensors.numpy import save_file
     from step_graph_models import SIZE, make_case
 
-    from wasi_export.artifact import BASES, PARAMETERS, STEP, UPDATE, InputSpec, TrainingGraph
     from wasi_export.config import AdaptConfig
     from wasi_export.converters.step_graph import compress
     from wasi_export.converters.step_graph.function import StepSettings
     from wasi_export.converters.training_step import export_training_step
+    from wasi_export.manifest import BASES, PARAMETERS, STEP, UPDATE, InputSpec, TrainingGraph
     from wasi_export.subspace import subspace_layers
     from wasi_export.subspace.tucker import Bases
 
@@ -89,7 +89,7 @@ def write(way: str, folder: Path) -> dict[str, Any]:
 
 def run(folder: Path, batch: int, steps: int) -> dict[str, float]:
     """Takes steps in this process; returns what they took."""
-    from wasi_export.artifact import TrainingGraph
+    from wasi_export.manifest import TrainingGraph
     from wasi_export.runtimes.training_session import TrainingSession
 
     imported = memory_mib("VmRSS")

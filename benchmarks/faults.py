@@ -44,11 +44,12 @@ from typing import Any
 from pages import fill
 from safetensors.numpy import load_file
 
-from wasi_export.artifact import MANIFEST, Bundle
+from wasi_export.artifact import Bundle
 from wasi_export.cli import main as run_command
 from wasi_export.datasets import load_splits
 from wasi_export.durable import file_sha256, write_bytes
 from wasi_export.errors import WasiExportError
+from wasi_export.manifest import MANIFEST
 from wasi_export.run_folder import WEIGHTS
 from wasi_export.runtimes.adapt import AdaptProgress
 from wasi_export.runtimes.host import describe_host

@@ -42,8 +42,9 @@ from flwr.simulation import run_simulation
 from numpy.typing import NDArray
 from PIL import Image
 
-from wasi_export.datasets import ImageSet, load_splits
+from wasi_export.datasets import load_splits
 from wasi_export.durable import write_bytes
+from wasi_export.image_set import ImageSet
 from wasi_export.runtimes.adapter import Adapter
 from wasi_export.runtimes.averaging import average_weights
 from wasi_export.runtimes.host import describe_host

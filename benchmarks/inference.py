@@ -38,12 +38,13 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from wasi_export.artifact import Golden, InputSpec
+from wasi_export.artifact import Golden
 from wasi_export.config import ModelConfig
 from wasi_export.converters.check import check_factors
 from wasi_export.converters.inference import export_inference, reference_outputs
 from wasi_export.converters.quantize import to_int8
 from wasi_export.durable import write_bytes
+from wasi_export.manifest import InputSpec
 from wasi_export.ranks import Plan
 from wasi_export.runtimes.bench import measure_latency
 from wasi_export.runtimes.host import describe_host

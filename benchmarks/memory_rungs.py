@@ -5,8 +5,8 @@ from typing import Any
 
 from step_plans import CLASSES, make_plan
 
-from wasi_export.artifact import InputSpec
 from wasi_export.config import ActivationMode, MemoryConfig, ModelConfig, TrainConfig
+from wasi_export.manifest import InputSpec
 from wasi_export.training.memory import StepJob
 
 SIZE = 224

@@ -22,12 +22,12 @@ from pages import fill
 from real_inference_plot import plot
 from training_rows import METHODS, Row, config_of
 
-from wasi_export.artifact import InputSpec
 from wasi_export.cli._console import track
 from wasi_export.converters.inference import export_inference
 from wasi_export.converters.quantize import to_int8
 from wasi_export.datasets import load_data
 from wasi_export.durable import write_bytes
+from wasi_export.manifest import InputSpec
 from wasi_export.runtimes.accuracy import measure_accuracy
 from wasi_export.runtimes.bench import measure_latency
 from wasi_export.runtimes.host import describe_host

@@ -12,11 +12,11 @@ from safetensors.numpy import save_file
 from step_plans import make_plan
 from torch import nn
 
-from wasi_export.artifact import PARAMETERS, STEP, InputSpec, TrainingGraph
 from wasi_export.config import AdaptConfig, ModelConfig, Recompute
 from wasi_export.converters.step_graph.function import StepSettings
 from wasi_export.converters.step_graph.trainable import trainable_names
 from wasi_export.converters.training_step import export_training_step
+from wasi_export.manifest import PARAMETERS, STEP, InputSpec, TrainingGraph
 from wasi_export.subspace.inject import install_layers
 from wasi_export.training.models import create_model
 

@@ -11,7 +11,7 @@ from pathlib import Path  # noqa: E402  # the clock starts before the imports
 import numpy as np  # noqa: E402
 from step_graph_memory import memory_mib  # noqa: E402
 
-from wasi_export.artifact import TrainingGraph  # noqa: E402
+from wasi_export.manifest import TrainingGraph  # noqa: E402
 from wasi_export.runtimes.training_session import TrainingSession  # noqa: E402
 
 

@@ -27,12 +27,12 @@ import timm
 import torch
 from torch import nn
 
-from wasi_export.artifact import InputSpec
 from wasi_export.converters.graph_builder import UncoveredModuleError
 from wasi_export.converters.inference import export_inference
 from wasi_export.converters.vit import write_vit
 from wasi_export.durable import write_bytes
 from wasi_export.errors import WasiExportError
+from wasi_export.manifest import InputSpec
 from wasi_export.views import markdown_table
 
 RESULT, PAGE = Path("benchmarks/results/timm_models.json"), Path("docs/models.md")

@@ -23,9 +23,9 @@ from torch.utils.flop_counter import flop_registry
 from training_adapters import adapt
 from training_rows import METHODS, STAGE, Adapter, Row
 
-from wasi_export.artifact import InputSpec
 from wasi_export.config import ModelConfig, SubspaceConfig, TrainConfig
 from wasi_export.cost import FLOAT_BYTES
+from wasi_export.manifest import InputSpec
 from wasi_export.ranks import Plan
 from wasi_export.subspace.linear import BASIS_PERIOD
 from wasi_export.training.first_part import lora_form

@@ -27,7 +27,8 @@ from training_rows import Lever
 
 from wasi_export.cli._console import track
 from wasi_export.config import Config
-from wasi_export.datasets import ImageSet, load_data
+from wasi_export.datasets import load_data
+from wasi_export.image_set import ImageSet
 from wasi_export.subspace import SubspaceLinear, subspace_layers
 from wasi_export.subspace.inject import fold_layers
 from wasi_export.training.beginning import first_model

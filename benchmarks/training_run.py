@@ -10,7 +10,8 @@ from training_rows import Row, config_of
 
 from wasi_export.cli._console import track
 from wasi_export.config import Config
-from wasi_export.datasets import ImageSet, load_data
+from wasi_export.datasets import load_data
+from wasi_export.image_set import ImageSet
 from wasi_export.ranks import Plan
 from wasi_export.subspace.inject import factor_layers
 from wasi_export.subspace.planner import MeasuredModel, decide

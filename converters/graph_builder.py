@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from onnx_ir.tape import Tape
 from torch import Tensor, nn
 
-from wasi_export.artifact import InputSpec
 from wasi_export.converters.tracing import MIN_TRACED_OPSET, trace
 from wasi_export.errors import UnsupportedModelError
+from wasi_export.manifest import InputSpec
 from wasi_export.subspace.linear import SubspaceLinear
 
 GELU_OPSET, RMS_NORM_OPSET, ATTENTION_OPSET = 20, 23, 23

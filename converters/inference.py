@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from wasi_export.artifact import InputSpec
 from wasi_export.converters.graph_builder import UncoveredModuleError
 from wasi_export.converters.simplify import IR_VERSION, simplify
 from wasi_export.converters.tracing import MIN_TRACED_OPSET, trace
 from wasi_export.converters.vit import write_vit
 from wasi_export.errors import ConfigError, UnsupportedModelError
+from wasi_export.manifest import InputSpec
 
 OUTPUT_NAME = "logits"
 MIN_OPSET, MAX_OPSET = 17, 25  # the first with LayerNormalization; onnxruntime 1.24 knows up to 25

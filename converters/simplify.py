@@ -8,7 +8,6 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
-from wasi_export.artifact import InputSpec
 from wasi_export.converters.passes.attention import PackedAttentionPass
 from wasi_export.converters.passes.finish import FinishPass
 from wasi_export.converters.passes.layer_scale import LayerScalePass
@@ -16,6 +15,7 @@ from wasi_export.converters.passes.normalization import NormalizationPass
 from wasi_export.converters.passes.reshape import ReshapePass
 from wasi_export.converters.passes.token_selection import TokenSelectionPass
 from wasi_export.converters.passes.value_projection import ValueProjectionPass
+from wasi_export.manifest import InputSpec
 
 FOLDED = "folded"
 """Metadata of the file: names of scales that are part of other parameters, {parameter: scale} in JSON."""

@@ -8,10 +8,10 @@ import torch
 from onnx_ir.passes import common
 from torch import nn
 
-from wasi_export.artifact import InputSpec
 from wasi_export.converters.attention_rank import give_four_axes
 from wasi_export.converters.translation import TRANSLATIONS
 from wasi_export.errors import UnsupportedModelError
+from wasi_export.manifest import InputSpec
 
 MIN_TRACED_OPSET = 18  # torch translates to no lower one
 

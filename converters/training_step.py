@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 from torch import Tensor, nn
 
-from wasi_export.artifact import NEXT, InputSpec
 from wasi_export.converters.graph_builder import GraphBuilder
 from wasi_export.converters.step_graph import aten_conv, aten_math, aten_nn, aten_pool, aten_shape
 from wasi_export.converters.step_graph.function import SCALARS, SUMMARY, StepFunction, StepSettings
@@ -33,6 +32,7 @@ from wasi_export.converters.step_graph.in_place import check_in_place
 from wasi_export.converters.step_graph.losses import example_targets
 from wasi_export.converters.step_graph.lowering import DTYPES, Lowering
 from wasi_export.converters.step_graph.trace import TRACED_BATCH, trace_step
+from wasi_export.manifest import NEXT, InputSpec
 
 OPSET, IR_VERSION = 20, 9  # of Gelu; onnxruntime 1.17 knows both
 LOWERED_BY = (aten_conv, aten_math, aten_nn, aten_pool, aten_shape)

@@ -16,9 +16,9 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from wasi_export.artifact import InputSpec
 from wasi_export.converters.graph_builder import GraphBuilder, UncoveredModuleError
 from wasi_export.converters.vit_blocks import pooled, without_first, write
+from wasi_export.manifest import InputSpec
 
 EMBEDDINGS = "embeddings"
 """Initializer [1, N, D]: position embeddings, with the class and register tokens in the rows of those."""

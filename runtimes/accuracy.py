@@ -6,8 +6,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from wasi_export.datasets import ImageSet
 from wasi_export.errors import NothingToCheckError
+from wasi_export.image_set import ImageSet
 from wasi_export.progress import Track, silent
 from wasi_export.runtimes.preprocess import Preprocess
 from wasi_export.runtimes.session import Session

@@ -17,10 +17,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from wasi_export.config import Frozen
-from wasi_export.datasets import ImageSet
 from wasi_export.durable import fingerprint, locked_folder
 from wasi_export.errors import ConfigError, DataError, HostError, ModelFailedError
+from wasi_export.image_set import ImageSet
 from wasi_export.interrupt import StopSignals, TrainingInterrupted, stop_signals
 from wasi_export.progress import Track, silent
 from wasi_export.runtimes.adapt_data import AdaptData
@@ -29,6 +28,7 @@ from wasi_export.runtimes.augment import HFLIP, SCALE
 from wasi_export.runtimes.budget import Budget
 from wasi_export.runtimes.schedule import ScheduleName, learning_rate
 from wasi_export.runtimes.state_folder import StateFolder
+from wasi_export.settings import Frozen
 
 Ended = Literal["", "epochs", "patience"]
 """Why there is no more to do; empty: there is."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wasi_export.artifact import InputSpec
-from wasi_export.datasets import ImageSet
+from wasi_export.image_set import ImageSet
+from wasi_export.manifest import InputSpec
 from wasi_export.runtimes.augment import HFLIP, SCALE, augmented
 from wasi_export.runtimes.preprocess import Preprocess
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wasi_export.artifact import Bundle
-from wasi_export.config import Frozen
 from wasi_export.errors import DataError, IntegrityError
 from wasi_export.runtimes.preprocess import Preprocess
 from wasi_export.runtimes.state_folder import StateFolder, read_state
 from wasi_export.runtimes.training_session import StepResult, TrainingSession
+from wasi_export.settings import Frozen
 
 Images = Sequence[Image.Image] | NDArray[np.float32]
 

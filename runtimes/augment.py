@@ -10,7 +10,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from wasi_export.artifact import InputSpec
+from wasi_export.manifest import InputSpec
 from wasi_export.runtimes.preprocess import RESAMPLING
 
 SCALE = (0.8, 1.0)

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from wasi_export.artifact import NEXT
+from wasi_export.manifest import NEXT
 from wasi_export.runtimes.session import open_model
 
 

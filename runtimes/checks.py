@@ -9,10 +9,11 @@ is of others. What `undecided` and `no data` mean for a CI: docs/gates.md.
 import math
 from collections.abc import Sequence
 
-from wasi_export.artifact import MODEL, Bundle
+from wasi_export.artifact import Bundle
 from wasi_export.config import Thresholds
-from wasi_export.datasets import ImageSet
 from wasi_export.image_files import NAMES_TOLD
+from wasi_export.image_set import ImageSet
+from wasi_export.manifest import MODEL
 from wasi_export.report import Check, Latency, Status
 from wasi_export.runtimes.accuracy import AccuracyResult, Pairs
 from wasi_export.runtimes.bench import CONFIDENCE

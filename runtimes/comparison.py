@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from wasi_export.datasets import ImageSet
+from wasi_export.image_set import ImageSet
 from wasi_export.report import ChangedImage, Comparison, Confusion, Predictions
 from wasi_export.runtimes.accuracy import AccuracyResult, Pairs
 

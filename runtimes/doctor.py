@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from wasi_export.artifact import Bundle
-from wasi_export.config import Frozen
 from wasi_export.errors import ExitCode, HostError, ModelFailedError
 from wasi_export.report import THROTTLING
 from wasi_export.runtimes.machine import MachineFacts
+from wasi_export.settings import Frozen
 
 Status = Literal["good", "warning", "bad"]
 MIN_ONNXRUNTIME = (1, 23)

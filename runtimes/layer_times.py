@@ -27,13 +27,13 @@ import onnxruntime as ort
 from pydantic import Field
 
 from wasi_export.allocate import LayerTimes
-from wasi_export.config import Frozen
 from wasi_export.cost import FLOAT_BYTES, LinearForm
 from wasi_export.durable import write_bytes
 from wasi_export.errors import IntegrityError, MalformedError
 from wasi_export.progress import Track, silent
 from wasi_export.runtimes.host import describe_host
 from wasi_export.runtimes.session import Session, session_options
+from wasi_export.settings import Frozen
 from wasi_export.untrusted.document import read_document
 
 GROUP_BYTES = 64 * 2**20  # of weights that run in turns: above the caches of a board, about those of a server

@@ -18,9 +18,9 @@ import psutil
 from pydantic import Field
 
 import wasi_export
-from wasi_export.config import Frozen
 from wasi_export.runtimes.processor import CPUINFO, board_name, processor_features, processor_name, told
 from wasi_export.runtimes.vcgencmd import throttled_bits
+from wasi_export.settings import Frozen
 
 POLICIES = Path("/sys/devices/system/cpu/cpufreq")
 REQUIRED = ("onnxruntime", "numpy", "pillow", "safetensors", "psutil")

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wasi_export.artifact import InputSpec
 from wasi_export.errors import DataError
+from wasi_export.manifest import InputSpec
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,

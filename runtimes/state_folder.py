@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from wasi_export.config import Frozen
 from wasi_export.durable import made_folder, sync_folder, write_bytes, writing, written_beside
 from wasi_export.errors import ConfigError, IntegrityError, MalformedError
+from wasi_export.settings import Frozen
 from wasi_export.untrusted.document import parse_document
 from wasi_export.untrusted.tensors import read_tensors
 

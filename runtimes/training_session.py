@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from wasi_export.artifact import BASES, EVALUATE, PARAMETERS, STEP, UPDATE, Bundle, TrainingGraph
+from wasi_export.artifact import Bundle
 from wasi_export.errors import IntegrityError, ModelFailedError, UsageError
+from wasi_export.manifest import BASES, EVALUATE, PARAMETERS, STEP, UPDATE, TrainingGraph
 from wasi_export.runtimes.bound_graph import BoundGraph
 from wasi_export.runtimes.session import one_line, open_model, session_options
 

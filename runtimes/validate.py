@@ -8,12 +8,13 @@ value is held against its threshold: `checks.py`.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from wasi_export.artifact import MODEL, Bundle
+from wasi_export.artifact import Bundle
 from wasi_export.config import Thresholds
-from wasi_export.datasets import ImageSet
 from wasi_export.durable import write_bytes
 from wasi_export.errors import DataError, HostError, MalformedError, UsageError
+from wasi_export.image_set import ImageSet
 from wasi_export.junit import to_junit
+from wasi_export.manifest import MODEL
 from wasi_export.progress import Track, silent
 from wasi_export.report import Check, Latency, LayerTime, Report
 from wasi_export.runtimes.accuracy import AccuracyResult, Pairs, measure_accuracy

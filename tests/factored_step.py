@@ -8,11 +8,11 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from wasi_export.artifact import BASES, PARAMETERS, STEP, UPDATE, InputSpec, TrainingGraph
 from wasi_export.config import AdaptConfig
 from wasi_export.converters.step_graph.function import StepSettings
 from wasi_export.converters.step_graph.optimizers import Rates
 from wasi_export.converters.training_step import ExportedStep, export_training_step
+from wasi_export.manifest import BASES, PARAMETERS, STEP, UPDATE, InputSpec, TrainingGraph
 from wasi_export.runtimes.training_session import TrainingSession
 from wasi_export.subspace import SubspaceLinear
 from wasi_export.subspace.tucker import Bases, follow

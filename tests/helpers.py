@@ -11,7 +11,9 @@ from PIL import Image
 from safetensors.numpy import save_file
 from training_step_text import MOMENTS, NAMES, evaluate_model, step_model
 
-from wasi_export.artifact import (
+from wasi_export.artifact import write_bundle_manifest
+from wasi_export.config import AdaptConfig
+from wasi_export.manifest import (
     EVALUATE,
     GOLDEN,
     MODEL,
@@ -21,9 +23,7 @@ from wasi_export.artifact import (
     Manifest,
     ModelFacts,
     TrainingGraph,
-    write_bundle_manifest,
 )
-from wasi_export.config import AdaptConfig
 from wasi_export.ranks import LayerPlan
 
 TRAINING = TrainingGraph(

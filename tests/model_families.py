@@ -7,8 +7,8 @@ import timm
 import torch
 from torch import nn
 
-from wasi_export.artifact import InputSpec
 from wasi_export.config import SubspaceConfig
+from wasi_export.manifest import InputSpec
 from wasi_export.ranks import Plan
 from wasi_export.subspace.inject import factorize_model
 

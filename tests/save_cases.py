@@ -17,13 +17,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from wasi_export import durable
-from wasi_export.artifact import GOLDEN, MODEL, Bundle, write_bundle_manifest
-from wasi_export.config import Config, Frozen
+from wasi_export.artifact import Bundle, write_bundle_manifest
+from wasi_export.config import Config
 from wasi_export.durable import staged_folder, write_bytes
 from wasi_export.errors import WasiExportError
+from wasi_export.manifest import GOLDEN, MODEL
 from wasi_export.ranks import Plan
 from wasi_export.runtimes.state_folder import STATE, StateFolder
 from wasi_export.runtimes.validate import read_report, write_report
+from wasi_export.settings import Frozen
 
 OLD, NEW = 1, 2
 

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from wasi_export.artifact import GOLDEN, MANIFEST, MANIFEST_DIGEST, MODEL, Bundle, write_bundle_manifest
+from wasi_export.artifact import Bundle, write_bundle_manifest
 from wasi_export.durable import file_sha256
 from wasi_export.errors import IntegrityError
+from wasi_export.manifest import GOLDEN, MANIFEST, MANIFEST_DIGEST, MODEL
 
 FILES = (MODEL, GOLDEN, "config.toml", MANIFEST, MANIFEST_DIGEST)
 

@@ -6,19 +6,10 @@ import pytest
 from helpers import SPEC, make_bundle, make_manifest
 from pydantic import ValidationError
 
-from wasi_export.artifact import (
-    GOLDEN,
-    MODEL,
-    Bundle,
-    FileEntry,
-    InputSpec,
-    Manifest,
-    Quantized,
-    creation_time,
-    write_bundle_manifest,
-)
+from wasi_export.artifact import Bundle, write_bundle_manifest
 from wasi_export.durable import fingerprint
 from wasi_export.errors import ConfigError, IntegrityError
+from wasi_export.manifest import GOLDEN, MODEL, FileEntry, InputSpec, Manifest, Quantized, creation_time
 
 INT8 = Quantized(
     form="int8", file="model.int8.onnx", error=0.0123, accuracy_drop=0.025, images=40, latency_ratio=0.554

@@ -12,20 +12,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from wasi_export.array_images import FASHION_MNIST_CLASSES, FASHION_MNIST_ROOT, download_fashion_mnist
 from wasi_export.config import DataConfig
-from wasi_export.datasets import (
-    FASHION_MNIST_CLASSES,
-    FASHION_MNIST_ROOT,
-    ImageSet,
-    download_fashion_mnist,
-    image_folder,
-    load_calibration,
-    load_data,
-    load_labelled,
-    load_splits,
-    read_image,
-)
+from wasi_export.datasets import image_folder, load_calibration, load_data, load_labelled, load_splits
 from wasi_export.errors import DataError, HostError, NothingToCheckError
+from wasi_export.image_files import read_image
+from wasi_export.image_set import ImageSet
 
 IDX_FILES = {
     "train-images-idx3-ubyte": (6, 28, 28),
@@ -249,6 +241,13 @@ def test_a_class_folder_that_the_model_does_not_know_is_named(tmp_path: Path) ->
     add_images(tmp_path, cat=1, horse=1)
     with pytest.raises(DataError, match=r"has class folders horse that the model does not know: cat, dog"):
         load_labelled(str(tmp_path), ["cat", "dog"])
+
+
+@pytest.mark.parametrize("name", [b"cat\x1b[2J", b"two\nlines", b"\xff"])
+def test_a_class_whose_name_no_manifest_can_have_is_refused(tmp_path: Path, name: bytes) -> None:
+    (Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))).mkdir()
+    with pytest.raises(DataError, match=r"class folders '[ -~]+', whose names no manifest can have: rename"):
+        image_folder(tmp_path)
 
 
 def test_labels_follow_the_classes_of_the_model_and_not_of_the_folder(tmp_path: Path) -> None:

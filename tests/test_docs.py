@@ -35,9 +35,10 @@ from typer.testing import CliRunner, Result
 
 from wasi_export.cli import app
 from wasi_export.cli._sweep import read_sweep
-from wasi_export.config import AdaptConfig, Config, SubspaceConfig, Thresholds, read_toml
+from wasi_export.config import AdaptConfig, Config, SubspaceConfig, Thresholds
 from wasi_export.errors import ExitCode
 from wasi_export.ranks import break_even_rank, round_rank
+from wasi_export.settings import read_toml
 
 pytestmark = pytest.mark.slow
 

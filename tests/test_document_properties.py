@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from report_inputs import HOST
 
-from wasi_export.artifact import FileEntry, InputSpec, Manifest
+from wasi_export.array_images import npz_images, write_npz
 from wasi_export.config import Config, Thresholds
-from wasi_export.datasets import ImageSet, npz_images, write_npz
 from wasi_export.durable import write_bytes
 from wasi_export.errors import ConfigError, MalformedError
+from wasi_export.image_set import ImageSet
+from wasi_export.manifest import FileEntry, InputSpec, Manifest
 from wasi_export.ranks import ActivationRanks, LayerPlan, Plan
 from wasi_export.report import Check, Report
 from wasi_export.runtimes.adapt import AdaptProgress

@@ -19,17 +19,10 @@ from helpers import make_bundle, make_model
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from wasi_export.artifact import (
-    GOLDEN,
-    MANIFEST,
-    MANIFEST_DIGEST,
-    MODEL,
-    SIGNATURE,
-    Bundle,
-    write_bundle_manifest,
-)
+from wasi_export.artifact import Bundle, write_bundle_manifest
 from wasi_export.cli import app
 from wasi_export.errors import IntegrityError
+from wasi_export.manifest import GOLDEN, MANIFEST, MANIFEST_DIGEST, MODEL, SIGNATURE
 
 ALL = (MODEL, GOLDEN, "config.toml", MANIFEST, MANIFEST_DIGEST)
 

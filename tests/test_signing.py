@@ -13,9 +13,10 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from helpers import require_schema
 from typer.testing import CliRunner
 
-from wasi_export.artifact import MANIFEST, SIGNATURE, Bundle, Manifest, write_bundle_manifest
+from wasi_export.artifact import Bundle, write_bundle_manifest
 from wasi_export.cli import app
 from wasi_export.errors import ConfigError, IntegrityError
+from wasi_export.manifest import MANIFEST, SIGNATURE, Manifest
 from wasi_export.signing import sign_bundle, verify_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wasi_export.artifact import InputSpec
 from wasi_export.converters.step_graph.function import StepSettings
 from wasi_export.converters.step_graph.optimizers import MOMENTUM, Rates
 from wasi_export.converters.training_step import ExportedStep
+from wasi_export.manifest import InputSpec
 
 Levels = ort.GraphOptimizationLevel
 LEVELS = {

@@ -1,22 +1,17 @@
-"""The configuration of a pipeline: frozen pydantic models, read from TOML, unknown keys refused.
+"""The configuration of a pipeline: what there is to set, and what goes with what.
 
 `Config.from_toml(path, overrides)` is the only way in. Every key has its meaning beside it; the built-in
 demo (`demo.toml`) is an example that runs.
 """
 
-import difflib
-import math
-import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import date, time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, model_validator
 
 from wasi_export._extras import require
-from wasi_export.errors import ConfigError
+from wasi_export.settings import Frozen, deep_copy, parse_override, read_toml, set_value, validated
 
 FactorMethod = Literal["sequential", "whitened", "plain"]
 Sensitivity = Literal["none", "features", "output"]
@@ -41,12 +36,6 @@ MEASURES = ("epsilon", "fraction", "rank")
 BUDGETS = ("max_params", "max_macs", "max_train_memory_mb", "max_latency_ms")
 
 CLASSIFIERS = ("head*", "aux_head*", "classif*", "fc", "last_linear")  # timm's names of them
-
-
-class Frozen(BaseModel):
-    """Base of every configuration and artefact model: immutable, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class ModelConfig(Frozen):
@@ -421,7 +410,7 @@ class Thresholds(Frozen):
             ConfigError: the file cannot be read, or a key or a value is wrong.
         """
         values = (read_toml(path) if path else {}) | dict(overrides or {})
-        return _validated(cls, values, origin=str(path or "thresholds"))
+        return validated(cls, values, origin=str(path or "thresholds"))
 
 
 class Config(Frozen):
@@ -469,10 +458,12 @@ class Config(Frozen):
         Raises:
             ConfigError: a key or a value is wrong.
         """
-        merged = _deep_copy(values)
+        merged = deep_copy(values)
         for override in overrides:
-            _apply_override(merged, override)
-        return _validated(cls, merged, origin=origin)
+            keys, value = parse_override(override)
+            set_value(merged, keys, value)
+            _drop_replaced(merged, keys)
+        return validated(cls, merged, origin=origin)
 
     def to_toml(self) -> str:
         """Returns the configuration as TOML, every key with its value; keys that are None are left out."""
@@ -480,97 +471,13 @@ class Config(Frozen):
         return dumps(self.model_dump(mode="json", exclude_none=True))
 
 
-M = TypeVar("M", bound=Frozen)
+def _drop_replaced(values: dict[str, Any], keys: tuple[str, ...]) -> None:
+    """Drops what an override replaces, so that `subspace.rank=64` needs no second one.
 
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Returns what a TOML file holds.
-
-    Raises:
-        ConfigError: the file cannot be read.
+    A measure of rank replaces another one and the budgets, and a budget the measures.
     """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"no configuration file {path}: check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    except (ValueError, RecursionError) as error:  # not TOML, a number of too many digits, too deep
-        raise ConfigError(f"{path} is not TOML: {error}") from error
-
-
-def _deep_copy(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: _deep_copy(v) if isinstance(v, Mapping) else v for k, v in values.items()}
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    """Sets one `section.key=value` in place."""
-    dotted, found, text = override.partition("=")
-    keys = dotted.strip().split(".")
-    if not found or not all(keys):
-        raise ConfigError(f"an override reads section.key=value, got {override!r}")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        value = text
-    table = values
-    for key in keys[:-1]:
-        table = table.setdefault(key, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"{dotted}: {key} is a value, not a section")
-    # A measure of rank replaces another one and the budgets, and a budget the measures, so that
-    # `subspace.rank=64` needs no second override.
-    if keys[:-1] == ["subspace"] and keys[-1] in MEASURES + BUDGETS:
-        for replaced in MEASURES + BUDGETS if keys[-1] in MEASURES else MEASURES:
-            table.pop(replaced, None)
-    table[keys[-1]] = value
-
-
-def _validated(model: type[M], values: Mapping[str, Any], *, origin: str) -> M:
-    if problem := next(_unusable(values), None):
-        raise ConfigError(f"{origin}: {problem}")
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        lines = [_explain(model, details) for details in error.errors()]
-        raise ConfigError(f"{origin}: " + "; ".join(lines)) from None
-
-
-def _unusable(value: Any, key: str = "") -> Iterator[str]:
-    """Yields a line for each value that TOML has and no setting is: NaN, infinities, dates and times."""
-    if isinstance(value, float) and not math.isfinite(value):
-        yield f"{key} must be a finite number"
-    elif isinstance(value, (date, time)):
-        yield f"{key} must not be a date or a time, got {value}"
-    elif isinstance(value, Mapping):
-        for name, part in value.items():
-            yield from _unusable(part, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _unusable(part, key)
-
-
-def _explain(model: type[Frozen], details: ErrorDetails) -> str:
-    """Returns one line for one pydantic error: the key, what was got, what to do."""
-    where = ".".join(str(part) for part in details["loc"])
-    if details["type"] == "extra_forbidden":
-        known = _keys_at(model, details["loc"][:-1])
-        near = difflib.get_close_matches(str(details["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown key {where!r}, {hint}"
-    message = details["msg"].removeprefix("Value error, ")
-    if isinstance(details["input"], Mapping):  # of a section: the message says which of its keys it is about
-        return f"{where}: {message}" if where else message
-    return f"{where}: {message}, got {details['input']!r}" if where else message
-
-
-def _keys_at(model: type[Frozen], location: tuple[int | str, ...]) -> list[str]:
-    """Returns the keys of the nested model at a location."""
-    for part in location:
-        field = model.model_fields.get(str(part))
-        candidates = (field.annotation, *get_args(field.annotation)) if field else ()
-        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, Frozen)]
-        if not nested:
-            return []
-        model = nested[0]
-    return list(model.model_fields)
+    section, key = keys[:-1], keys[-1]
+    if section == ("subspace",) and key in MEASURES + BUDGETS:
+        for replaced in MEASURES + BUDGETS if key in MEASURES else MEASURES:
+            if replaced != key:
+                values["subspace"].pop(replaced, None)

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from wasi_export.config import ActivationMode, FactorMethod, Frozen, SubspaceConfig
+from wasi_export.config import ActivationMode, FactorMethod, SubspaceConfig
 from wasi_export.errors import IntegrityError, MalformedError, RankError
+from wasi_export.settings import Frozen
 from wasi_export.untrusted.document import read_document
 
 Count = Annotated[int, Field(ge=1)]

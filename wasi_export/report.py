@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from wasi_export.config import Frozen
 from wasi_export.errors import ExitCode
+from wasi_export.settings import Frozen
 
 Status = Literal["passed", "failed", "undecided", "no data", "info"]
 Evidence = Literal["device", "emulated", "estimate"]

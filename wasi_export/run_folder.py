@@ -13,8 +13,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from wasi_export.artifact import InputSpec
-from wasi_export.config import Frozen, TrainMethod
+from wasi_export.config import TrainMethod
+from wasi_export.manifest import InputSpec
+from wasi_export.settings import Frozen
 
 FACTS, WEIGHTS, CONFIG, PLAN = "run.json", "model.safetensors", "config.toml", "plan.json"
 OPTIMIZER = "optimizer.safetensors"

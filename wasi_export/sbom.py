@@ -10,8 +10,9 @@ from datetime import datetime
 
 from wasi_export import __version__
 from wasi_export._extras import require
-from wasi_export.artifact import MANIFEST, MODEL, Bundle
+from wasi_export.artifact import Bundle
 from wasi_export.durable import file_sha256
+from wasi_export.manifest import MANIFEST, MODEL
 
 EXTRA = "trust"
 NOT_FROM_PYPI = ("python",)

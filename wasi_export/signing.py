@@ -8,8 +8,9 @@ Source: https://github.com/ossf/model-signing-spec
 from pathlib import Path
 
 from wasi_export._extras import require
-from wasi_export.artifact import SIGNATURE, Bundle
+from wasi_export.artifact import Bundle
 from wasi_export.errors import ConfigError, IntegrityError
+from wasi_export.manifest import SIGNATURE
 
 EXTRA = "trust"
 

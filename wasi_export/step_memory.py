@@ -5,7 +5,7 @@ from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from wasi_export.config import Frozen
+from wasi_export.settings import Frozen
 
 Kind = Literal["parameters", "inputs", "optimizer", "gradients", "activations"]
 """Parameters and buffers, the batch, the optimiser's state and scratch, accumulated gradients, and saved

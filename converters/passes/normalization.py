@@ -9,10 +9,10 @@ padding (a border of zeros is one of mean pixels before, and of black ones after
 import numpy as np
 import onnx_ir as ir
 
-from wasi_export.artifact import InputSpec
 from wasi_export.converters.passes.linears import add_parameter
 from wasi_export.converters.passes.values import is_own_parameter
 from wasi_export.errors import UnsupportedModelError
+from wasi_export.manifest import InputSpec
 
 
 class NormalizationPass(ir.passes.InPlacePass):

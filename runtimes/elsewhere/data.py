@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from wasi_export.datasets import NAMED_SOURCES, ImageSet, load_labelled, write_npz
+from wasi_export.array_images import write_npz
+from wasi_export.datasets import NAMED_SOURCES, load_labelled
+from wasi_export.image_set import ImageSet
 from wasi_export.runtimes.targets.target import Target
 
 

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wasi_export.artifact import MODEL, Bundle
+from wasi_export.artifact import Bundle
 from wasi_export.config import Thresholds
 from wasi_export.errors import HostError
+from wasi_export.manifest import MODEL
 from wasi_export.report import Check, Host, Instructions, Report
 from wasi_export.runtimes import reproduce
 from wasi_export.runtimes.checks import at_most, size_check, without_data

@@ -17,10 +17,10 @@ import tempfile
 import threading
 from pathlib import Path
 
-from wasi_export.config import Frozen
 from wasi_export.errors import ExitCode
 from wasi_export.report import BoardRun
 from wasi_export.runtimes.targets.board import Watch
+from wasi_export.settings import Frozen
 
 SAVE_SECONDS = 15
 

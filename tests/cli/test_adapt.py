@@ -18,10 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from wasi_export.artifact import PARAMETERS, STEP, Bundle, write_bundle_manifest
+from wasi_export.artifact import Bundle, write_bundle_manifest
 from wasi_export.cli import app
 from wasi_export.datasets import load_new_images
 from wasi_export.interrupt import TrainingInterrupted
+from wasi_export.manifest import PARAMETERS, STEP
 from wasi_export.runtimes.adapt import AdaptOptions, adapt, adapt_images
 from wasi_export.runtimes.adapter import Adapter
 from wasi_export.runtimes.budget import celsius

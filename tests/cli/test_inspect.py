@@ -2,8 +2,9 @@ import pytest
 from helpers import make_bundle, require_schema
 from typer.testing import CliRunner
 
-from wasi_export.artifact import Bundle, Manifest
+from wasi_export.artifact import Bundle
 from wasi_export.cli import app
+from wasi_export.manifest import Manifest
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ from helpers import require_schema
 from safetensors.numpy import load_file
 from typer.testing import CliRunner, Result
 
-from wasi_export.artifact import PARAMETERS, Bundle
+from wasi_export.artifact import Bundle
 from wasi_export.cli import app
 from wasi_export.config import Config
 from wasi_export.datasets import load_data
+from wasi_export.manifest import PARAMETERS
 from wasi_export.runtimes.accuracy import predict
 from wasi_export.runtimes.adapter import Adapter
 from wasi_export.runtimes.preprocess import Preprocess

@@ -6,9 +6,9 @@ from helpers import make_bundle, make_images, make_model, require_schema
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from wasi_export.artifact import GOLDEN
 from wasi_export.cli import app
 from wasi_export.config import Thresholds
+from wasi_export.manifest import GOLDEN
 from wasi_export.report import Report
 
 

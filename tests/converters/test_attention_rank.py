@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from wasi_export.artifact import InputSpec
 from wasi_export.converters.inference import export_inference
+from wasi_export.manifest import InputSpec
 
 SPEC = InputSpec(height=4, width=4, mean=(0.5,), std=(0.5,), channels=1)
 

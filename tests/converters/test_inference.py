@@ -12,10 +12,11 @@ from model_families import FAMILIES, TINY, UNFACTORED, factor, make_model, spec_
 from onnx import numpy_helper
 from torch import nn
 
-from wasi_export.artifact import Golden, InputSpec
+from wasi_export.artifact import Golden
 from wasi_export.converters.check import check_factors, graph_facts
 from wasi_export.converters.inference import export_inference, reference_outputs
 from wasi_export.errors import ConfigError, UnsupportedModelError
+from wasi_export.manifest import InputSpec
 from wasi_export.ranks import Plan
 from wasi_export.runtimes.parity import measure_parity, require_parity
 from wasi_export.subspace.inject import subspace_layers

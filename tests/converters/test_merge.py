@@ -11,10 +11,10 @@ import torch
 from model_families import FAMILIES, UNFACTORED, factor, make_model, spec_for
 from torch import nn
 
-from wasi_export.artifact import InputSpec
 from wasi_export.converters.inference import reference_outputs, write_source
 from wasi_export.converters.merge import frozen_tensors, with_inputs, with_values
 from wasi_export.errors import IntegrityError, UnsupportedModelError
+from wasi_export.manifest import InputSpec
 from wasi_export.subspace.inject import fold_layers, subspace_layers
 
 Tensors = dict[str, np.ndarray]

@@ -7,10 +7,10 @@ import pytest
 import timm
 import torch
 
-from wasi_export.artifact import InputSpec
 from wasi_export.converters.inference import export_inference
 from wasi_export.converters.simplify import fold_normalization
 from wasi_export.errors import UnsupportedModelError
+from wasi_export.manifest import InputSpec
 
 SPEC = InputSpec(height=32, width=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 1, "num_heads": 3}

@@ -8,11 +8,11 @@ import timm
 import torch
 from onnx import numpy_helper
 
-from wasi_export.artifact import InputSpec
 from wasi_export.config import Int8Factors, SubspaceConfig
 from wasi_export.converters.inference import export_inference
 from wasi_export.converters.quantize import other_factors, quantizable_weights, to_fp16_storage, to_int8
 from wasi_export.errors import UnsupportedModelError
+from wasi_export.manifest import InputSpec
 from wasi_export.subspace.inject import factorize_model
 
 IMAGES = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)

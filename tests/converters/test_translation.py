@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import nn
 
-from wasi_export.artifact import Golden, InputSpec
+from wasi_export.artifact import Golden
 from wasi_export.converters.check import check_factors
 from wasi_export.converters.inference import export_inference, reference_outputs
 from wasi_export.errors import CheckFailedError
+from wasi_export.manifest import InputSpec
 from wasi_export.ranks import LayerPlan, Plan
 from wasi_export.runtimes.parity import measure_parity, require_parity
 from wasi_export.subspace.conv import SubspaceConv1x1

@@ -20,11 +20,11 @@ from timm.models.vision_transformer import (
 )
 from torch import nn
 
-from wasi_export.artifact import InputSpec
 from wasi_export.converters.graph_builder import UncoveredModuleError
 from wasi_export.converters.inference import export_inference
 from wasi_export.converters.vit import write_vit
 from wasi_export.errors import ConfigError
+from wasi_export.manifest import InputSpec
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2, "num_classes": 5}
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -34,23 +34,17 @@ from report_inputs import CHECKS, EPOCH, make_board_report, make_latency, make_r
 from safetensors.numpy import save
 from training_step_text import evaluate_model, step_model
 
-from wasi_export.artifact import (
-    GOLDEN,
-    MANIFEST,
-    MANIFEST_DIGEST,
-    MODEL,
-    Bundle,
-    Merged,
-    Quantized,
-    write_bundle_manifest,
-)
+from wasi_export.array_images import npz_images
+from wasi_export.artifact import Bundle, write_bundle_manifest
 from wasi_export.cli._config import DEMO
 from wasi_export.cli._report_inputs import read_inputs
 from wasi_export.cli._stages import StageCache
 from wasi_export.config import Config, Thresholds
-from wasi_export.datasets import load_splits, npz_images, read_image
+from wasi_export.datasets import load_splits
 from wasi_export.durable import file_sha256
+from wasi_export.image_files import read_image
 from wasi_export.junit import to_junit
+from wasi_export.manifest import GOLDEN, MANIFEST, MANIFEST_DIGEST, MODEL, Merged, Quantized
 from wasi_export.ranks import ActivationRanks, LayerPlan, Plan
 from wasi_export.report import BoardRun, BoardSample
 from wasi_export.report_page import render_page

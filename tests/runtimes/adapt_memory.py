@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from wasi_export.datasets import ImageSet
+from wasi_export.image_set import ImageSet
 from wasi_export.runtimes.adapt import AdaptImages, AdaptOptions, adapt
 from wasi_export.runtimes.adapter import Adapter
 

@@ -7,9 +7,9 @@ import pytest
 from helpers import CLASSES
 from PIL import Image
 
-from wasi_export.datasets import ImageSet
 from wasi_export.durable import locked_folder
 from wasi_export.errors import ConfigError, DataError, HostError, IntegrityError, ModelFailedError, UsageError
+from wasi_export.image_set import ImageSet
 from wasi_export.interrupt import TrainingInterrupted
 from wasi_export.runtimes.adapt import AdaptImages, AdaptOptions, adapt, adapt_images
 from wasi_export.runtimes.adapter import Adapter

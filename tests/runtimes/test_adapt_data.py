@@ -3,7 +3,7 @@ import pytest
 from helpers import SPEC
 from PIL import Image
 
-from wasi_export.datasets import ImageSet
+from wasi_export.image_set import ImageSet
 from wasi_export.runtimes.adapt_data import AdaptData
 
 

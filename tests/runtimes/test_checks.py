@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from wasi_export.artifact import Bundle
 from wasi_export.config import Thresholds
-from wasi_export.datasets import ImageSet
 from wasi_export.errors import ConfigError, ExitCode
 from wasi_export.image_files import NAMES_TOLD
+from wasi_export.image_set import ImageSet
 from wasi_export.report import Latency
 from wasi_export.runtimes.accuracy import AccuracyResult, Pairs
 from wasi_export.runtimes.checks import (

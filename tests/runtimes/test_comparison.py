@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from wasi_export.datasets import ImageSet, load_labelled
+from wasi_export.datasets import load_labelled
+from wasi_export.image_set import ImageSet
 from wasi_export.report import Comparison
 from wasi_export.runtimes.accuracy import AccuracyResult, Pairs, measure_accuracy
 from wasi_export.runtimes.comparison import MAX_IMAGES, MAX_THUMBNAILS, compare_answers, describe_predictions

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 from timm.data import create_transform
 
-from wasi_export.artifact import InputSpec
+from wasi_export.manifest import InputSpec
 from wasi_export.runtimes.preprocess import Preprocess
 
 IMAGE_SIZES = [(9, 7), (32, 32), (31, 57), (640, 37), (101, 333)]  # width, height

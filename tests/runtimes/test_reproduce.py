@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from wasi_export.artifact import MODEL, Bundle
+from wasi_export.artifact import Bundle
 from wasi_export.errors import IntegrityError
+from wasi_export.manifest import MODEL
 from wasi_export.runtimes.reproduce import LOSSES, PARAMETER, compare, compute, difference, read, write
 
 

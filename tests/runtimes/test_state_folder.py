@@ -3,9 +3,9 @@ import resource
 import numpy as np
 import pytest
 
-from wasi_export.config import Frozen
 from wasi_export.errors import ConfigError, IntegrityError, UsageError
 from wasi_export.runtimes.state_folder import BEST, PREVIOUS, STATE, StateFolder, read_state
+from wasi_export.settings import Frozen
 
 OWNER = "a training step"
 

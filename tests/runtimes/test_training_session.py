@@ -4,8 +4,9 @@ from helpers import SIZE, TRAINING, factors
 from safetensors.numpy import save_file
 from training_step_text import MOMENTS, NAMES, numpy_step
 
-from wasi_export.artifact import PARAMETERS, Bundle
+from wasi_export.artifact import Bundle
 from wasi_export.errors import IntegrityError, ModelFailedError, UsageError
+from wasi_export.manifest import PARAMETERS
 from wasi_export.runtimes.training_session import TrainingSession
 
 

@@ -15,10 +15,11 @@ from model_families import randomise
 from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 
-from wasi_export.artifact import Golden, InputSpec
+from wasi_export.artifact import Golden
 from wasi_export.config import SubspaceConfig, TrainConfig
 from wasi_export.converters.check import check_factors
 from wasi_export.converters.inference import export_inference, reference_outputs
+from wasi_export.manifest import InputSpec
 from wasi_export.ranks import LayerPlan, Plan, choose_rank
 from wasi_export.runtimes.parity import measure_parity, require_parity
 from wasi_export.subspace.conv import SubspaceConv1x1

@@ -10,8 +10,10 @@ import torch
 from backbone import MODEL, find_onnx, read_backbone
 from torch import Tensor, nn
 
+from wasi_export.array_images import FASHION_MNIST_ROOT
 from wasi_export.config import DataConfig, SubspaceConfig
-from wasi_export.datasets import FASHION_MNIST_ROOT, ImageSet, load_data
+from wasi_export.datasets import load_data
+from wasi_export.image_set import ImageSet
 from wasi_export.subspace import factorize_model
 
 pytestmark = [

@@ -7,7 +7,8 @@ import pytest
 from torch import nn
 
 from wasi_export.config import Config
-from wasi_export.datasets import ImageSet, load_data
+from wasi_export.datasets import load_data
+from wasi_export.image_set import ImageSet
 from wasi_export.training.models import create_model
 
 TINY: dict[str, Any] = {

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
-from wasi_export.artifact import InputSpec
-from wasi_export.datasets import ImageSet
+from wasi_export.image_set import ImageSet
+from wasi_export.manifest import InputSpec
 from wasi_export.training.data import Draw, EpochBatches, make_loader, random_numbers
 
 SPEC = InputSpec(channels=1, height=16, width=16, mean=(0.5,), std=(0.5,))

@@ -2,9 +2,9 @@ import sys
 
 import pytest
 
-from wasi_export.artifact import InputSpec
 from wasi_export.config import MemoryConfig, ModelConfig, TrainConfig
 from wasi_export.errors import ModelFailedError
+from wasi_export.manifest import InputSpec
 from wasi_export.ranks import LayerPlan, Plan
 from wasi_export.training.first_part import lora_form
 from wasi_export.training.memory import LoraJob, StepJob, measure_step_memory

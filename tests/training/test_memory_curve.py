@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from wasi_export.artifact import InputSpec
 from wasi_export.config import MemoryConfig, ModelConfig, TrainConfig
+from wasi_export.manifest import InputSpec
 from wasi_export.training.memory import StepJob, make_model
 from wasi_export.training.memory_curve import MOMENTS, record_step_curve
 from wasi_export.training.predict import count_steps

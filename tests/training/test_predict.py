@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from wasi_export.artifact import InputSpec
 from wasi_export.config import MemoryConfig, ModelConfig, TrainConfig
 from wasi_export.errors import ConfigError
+from wasi_export.manifest import InputSpec
 from wasi_export.ranks import ActivationRanks, LayerPlan, Plan
 from wasi_export.training.memory import StepJob, make_model
 from wasi_export.training.predict import KERNEL_BYTES, count_steps, predict_step_memory

@@ -10,7 +10,8 @@ import pytest
 from helpers import make_bundle
 from PIL import Image
 
-from wasi_export.artifact import GOLDEN, MANIFEST, MODEL, Bundle
+from wasi_export.artifact import Bundle
+from wasi_export.manifest import GOLDEN, MANIFEST, MODEL
 from wasi_export.runtimes.preprocess import Preprocess
 from wasi_export.runtimes.session import Session
 

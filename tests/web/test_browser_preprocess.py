@@ -8,7 +8,7 @@ import PIL
 import pytest
 from PIL import Image
 
-from wasi_export.artifact import InputSpec
+from wasi_export.manifest import InputSpec
 from wasi_export.runtimes.preprocess import RESAMPLING, Preprocess
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

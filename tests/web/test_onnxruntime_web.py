@@ -12,9 +12,10 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from wasi_export.artifact import MODEL, PARAMETERS, Bundle, write_bundle_manifest
+from wasi_export.artifact import Bundle, write_bundle_manifest
 from wasi_export.cli import app
 from wasi_export.config import Config
+from wasi_export.manifest import MODEL, PARAMETERS
 from wasi_export.runtimes.session import Session
 from wasi_export.runtimes.training_session import TrainingSession
 from wasi_export.training.stage import train_run

@@ -13,18 +13,7 @@ from typing import TYPE_CHECKING
 
 from safetensors.numpy import save
 
-from wasi_export.artifact import (
-    GOLDEN,
-    MODEL,
-    TRAINED_PLAN,
-    Bundle,
-    Golden,
-    InputSpec,
-    Manifest,
-    ModelFacts,
-    creation_time,
-    write_bundle_manifest,
-)
+from wasi_export.artifact import Bundle, Golden, write_bundle_manifest
 from wasi_export.cli._fold import choose_folds
 from wasi_export.cli._quantize import Source, add_quantized
 from wasi_export.cli._train_graph import make_training_step, write_training_step
@@ -33,9 +22,11 @@ from wasi_export.converters.check import check_factors, graph_facts
 from wasi_export.converters.inference import OUTPUT_NAME, reference_outputs, write_source
 from wasi_export.converters.merge import with_values
 from wasi_export.converters.simplify import fold_normalization, simplify
-from wasi_export.datasets import ImageSet, load_calibration, load_data
+from wasi_export.datasets import load_calibration, load_data
 from wasi_export.durable import staged_folder, write_bytes
 from wasi_export.errors import ConfigError, UnsupportedModelError
+from wasi_export.image_set import ImageSet
+from wasi_export.manifest import GOLDEN, MODEL, TRAINED_PLAN, InputSpec, Manifest, ModelFacts, creation_time
 from wasi_export.progress import Track, silent
 from wasi_export.ranks import Plan
 from wasi_export.runtimes.parity import PARITY_TOLERANCE, measure_parity, require_parity, worst

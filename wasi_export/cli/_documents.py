@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from wasi_export.config import Frozen
+from wasi_export.settings import Frozen
 
 
 class ErrorFacts(Frozen):

@@ -13,7 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
-from wasi_export.artifact import (
+from wasi_export.artifact import Bundle, Golden, write_bundle_manifest
+from wasi_export.cli._quantize import Source, add_quantized
+from wasi_export.config import Config
+from wasi_export.converters.check import check_factors
+from wasi_export.converters.merge import frozen_tensors, read_evaluate, with_values
+from wasi_export.datasets import load_labelled
+from wasi_export.durable import file_sha256, fingerprint, staged_folder, write_bytes
+from wasi_export.errors import UsageError
+from wasi_export.image_set import ImageSet
+from wasi_export.manifest import (
     EVALUATE,
     GOLDEN,
     MANIFEST,
@@ -21,21 +30,11 @@ from wasi_export.artifact import (
     PARAMETERS,
     REST,
     TRAINED_PLAN,
-    Bundle,
-    Golden,
     Merged,
     Quantized,
     TrainingGraph,
     creation_time,
-    write_bundle_manifest,
 )
-from wasi_export.cli._quantize import Source, add_quantized
-from wasi_export.config import Config, Frozen
-from wasi_export.converters.check import check_factors
-from wasi_export.converters.merge import frozen_tensors, read_evaluate, with_values
-from wasi_export.datasets import ImageSet, load_labelled
-from wasi_export.durable import file_sha256, fingerprint, staged_folder, write_bytes
-from wasi_export.errors import UsageError
 from wasi_export.progress import Track, silent
 from wasi_export.ranks import Plan
 from wasi_export.run_folder import CONFIG, FACTS, MOMENTS, OPTIMIZER, PLAN, STEPS, WEIGHTS, RunFacts
@@ -47,6 +46,7 @@ from wasi_export.runtimes.session import Session
 from wasi_export.runtimes.state_folder import read_state
 from wasi_export.runtimes.step_parity import require_step_parity
 from wasi_export.runtimes.training_session import TrainingSession
+from wasi_export.settings import Frozen
 
 TOOLS = ("wasi-export", "onnx", "onnxscript", "onnxruntime", "numpy")
 Tensors = dict[str, NDArray[np.float32]]

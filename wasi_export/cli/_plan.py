@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wasi_export.allocate import LayerTimes, layer_forms
-from wasi_export.artifact import InputSpec
 from wasi_export.cli._console import print_table
 from wasi_export.converters.inference import export_inference
 from wasi_export.converters.linear_graph import linear_graph
+from wasi_export.manifest import InputSpec
 from wasi_export.progress import Track
 from wasi_export.ranks import ActivationRanks, LayerPlan, break_even_rank
 from wasi_export.runtimes.layer_times import cache_folder, measure_layer_times

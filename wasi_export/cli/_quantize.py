@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from wasi_export.artifact import QUANTIZED_MODELS, Bundle, Golden, InputSpec, Quantized
+from wasi_export.artifact import Bundle, Golden
 from wasi_export.config import Int8Factors, Quantize
 from wasi_export.converters.quantize import other_factors, quantizable_weights, to_fp16_storage, to_int8
-from wasi_export.datasets import ImageSet
 from wasi_export.durable import write_bytes
 from wasi_export.errors import CheckFailedError
+from wasi_export.image_set import ImageSet
+from wasi_export.manifest import QUANTIZED_MODELS, InputSpec, Quantized
 from wasi_export.progress import Track, silent
 from wasi_export.runtimes.accuracy import predict
 from wasi_export.runtimes.bench import measure_latency

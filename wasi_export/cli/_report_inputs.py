@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from wasi_export.artifact import Manifest
 from wasi_export.cli._summary import RunSummary, StepMemoryPair, read_document
 from wasi_export.cli._target import SUMMARY
 from wasi_export.config import Config
 from wasi_export.errors import MalformedError, UsageError
+from wasi_export.manifest import Manifest
 from wasi_export.report import Report
 from wasi_export.report_page import PageInputs
 from wasi_export.report_page.inputs import Epoch, ModelFigures, Series, Stage, TrainingStep, figures_of

@@ -38,7 +38,7 @@ DOCUMENTS: Mapping[str, Document] = {
     "epoch": Document("wasi_export.training.resume", "EpochMetrics", "a line of metrics.jsonl", "train"),
     "error": Document("wasi_export.cli._documents", "ErrorDocument", "every command with --json that fails"),
     "jobs": Document("wasi_export.cli._documents", "JobNames", "run --dry-run --json of a sweep"),
-    "manifest": Document("wasi_export.artifact", "Manifest", "manifest.json; export --json, inspect --json"),
+    "manifest": Document("wasi_export.manifest", "Manifest", "manifest.json; export --json, inspect --json"),
     "memory": Document("wasi_export.cli._summary", "StepMemoryPair", "memory.json beside a run's report"),
     "merge": Document("wasi_export.cli._merge", "MergeResult", "merge --json", "merge"),
     "page": Document("wasi_export.cli._documents", "WrittenPage", "report --json"),
@@ -56,7 +56,7 @@ DOCUMENTS: Mapping[str, Document] = {
     "sweep": Document("wasi_export.cli._sweep_table", "SweepTable", "sweep.json; run --json of a sweep"),
     "targets": Document("wasi_export.cli._target_results", "TargetResults", "several --target with --json"),
     "thresholds": Document("wasi_export.config", "Thresholds", "thresholds.toml", written_by_people=True),
-    "train-graph": Document("wasi_export.artifact", "TrainingGraph", "train-graph --json"),
+    "train-graph": Document("wasi_export.manifest", "TrainingGraph", "train-graph --json"),
     "verified": Document("wasi_export.cli._documents", "VerifiedBundle", "verify --json"),
     "written": Document("wasi_export.cli._documents", "WrittenFile", "card --out --json, sbom --out --json"),
 }

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Literal, Self, TypeVar
 
 from wasi_export.artifact import Bundle
-from wasi_export.config import Frozen
 from wasi_export.errors import IntegrityError, MalformedError
 from wasi_export.report import Report
 from wasi_export.runtimes.checks import accuracy_name
+from wasi_export.settings import Frozen
 from wasi_export.step_memory import StepCurve
 from wasi_export.untrusted import document
 

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from wasi_export.config import Config, read_toml
+from wasi_export.config import Config
 from wasi_export.durable import fingerprint
 from wasi_export.errors import ConfigError, UsageError
+from wasi_export.settings import read_toml
 
 T = TypeVar("T")
 NAME_LENGTH = 120  # of 255 bytes that file systems allow, to leave room for what is put before and after

@@ -9,8 +9,8 @@ from pydantic import BaseModel, Field
 
 from wasi_export.cli._summary import RunSummary
 from wasi_export.cli._sweep import Job
-from wasi_export.config import Frozen
 from wasi_export.durable import locked_folder, write_bytes
+from wasi_export.settings import Frozen
 from wasi_export.views import markdown_table
 
 SEED = "seed"

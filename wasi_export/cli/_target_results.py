@@ -3,9 +3,9 @@
 from typing import Literal
 
 from wasi_export.cli._documents import ErrorFacts
-from wasi_export.config import Frozen
 from wasi_export.report import Benchmark, Report
 from wasi_export.runtimes.doctor import Examination
+from wasi_export.settings import Frozen
 
 
 class TargetResult(Frozen):

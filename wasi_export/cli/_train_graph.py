@@ -9,20 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from wasi_export.artifact import (
-    BASES,
-    EVALUATE,
-    PARAMETERS,
-    REST,
-    STEP,
-    TRAINED_PLAN,
-    UPDATE,
-    Bundle,
-    Golden,
-    InputSpec,
-    TrainingGraph,
-    write_bundle_manifest,
-)
+from wasi_export.artifact import Bundle, Golden, write_bundle_manifest
 from wasi_export.config import AdaptConfig, Config
 from wasi_export.converters.inference import write_source
 from wasi_export.converters.merge import frozen_tensors, with_inputs
@@ -33,6 +20,17 @@ from wasi_export.converters.step_graph.trainable import trainable_names
 from wasi_export.converters.training_step import ExportedStep, export_training_step
 from wasi_export.durable import staged_folder, write_bytes
 from wasi_export.errors import ConfigError, ParityError
+from wasi_export.manifest import (
+    BASES,
+    EVALUATE,
+    PARAMETERS,
+    REST,
+    STEP,
+    TRAINED_PLAN,
+    UPDATE,
+    InputSpec,
+    TrainingGraph,
+)
 from wasi_export.run_folder import CONFIG
 from wasi_export.runtimes.parity import PARITY_TOLERANCE
 from wasi_export.runtimes.step_parity import require_step_parity

@@ -23,8 +23,9 @@ def card(
     as_json: JsonFlag = False,
 ) -> None:
     """Write a model card: what the model is, how it was made and checked, in Markdown."""
-    from wasi_export.artifact import MODEL, Bundle
+    from wasi_export.artifact import Bundle
     from wasi_export.errors import DataError, UsageError
+    from wasi_export.manifest import MODEL
     from wasi_export.model_card import to_model_card
     from wasi_export.runtimes.validate import read_report
 

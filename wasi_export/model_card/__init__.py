@@ -8,7 +8,8 @@ import html
 from importlib.resources import files
 
 from wasi_export._extras import require
-from wasi_export.artifact import MODEL, Bundle
+from wasi_export.artifact import Bundle
+from wasi_export.manifest import MODEL
 from wasi_export.report import Report
 from wasi_export.views import cell, check_values
 

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from wasi_export.config import Frozen
 from wasi_export.ranks import LayerPlan
 from wasi_export.report import Latency, Report
+from wasi_export.settings import Frozen
 from wasi_export.step_memory import StepCurve
 
 DENSE, OWN = "baseline", "bundle"

@@ -19,9 +19,9 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from wasi_export.artifact import InputSpec
 from wasi_export.config import DataConfig
-from wasi_export.datasets import ImageSet
+from wasi_export.image_set import ImageSet
+from wasi_export.manifest import InputSpec
 
 Transform = Callable[[Image.Image], Tensor]
 Batch = tuple[Tensor, Tensor]

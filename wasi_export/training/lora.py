@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from wasi_export.config import Config, SubspaceConfig
-from wasi_export.datasets import ImageSet
+from wasi_export.image_set import ImageSet
 from wasi_export.subspace.kinds import Kind
 from wasi_export.subspace.lora import add_lora, merge_lora
 from wasi_export.subspace.targets import target_layers

@@ -20,10 +20,11 @@ from accelerate import Accelerator
 from pydantic import Field
 from torch import nn
 
-from wasi_export.artifact import InputSpec
-from wasi_export.config import Frozen, ModelConfig, TrainConfig
+from wasi_export.config import ModelConfig, TrainConfig
 from wasi_export.errors import HostError, ModelFailedError
+from wasi_export.manifest import InputSpec
 from wasi_export.ranks import Plan
+from wasi_export.settings import Frozen
 from wasi_export.subspace.inject import install_layers
 from wasi_export.subspace.lora import add_lora
 from wasi_export.training.ladder import saving_memory

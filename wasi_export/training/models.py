@@ -14,9 +14,9 @@ from timm.data import resolve_model_data_config
 from timm.models import adapt_input_conv, load_state_dict
 from torch import Tensor, nn
 
-from wasi_export.artifact import InputSpec
 from wasi_export.config import Config, ModelConfig
 from wasi_export.errors import ConfigError, HostError
+from wasi_export.manifest import InputSpec
 
 State = dict[str, Tensor]
 

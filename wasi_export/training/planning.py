@@ -17,11 +17,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from wasi_export.allocate import LayerTimes, candidates
-from wasi_export.config import Config, Frozen, MemoryConfig, SubspaceConfig
-from wasi_export.datasets import ImageSet
+from wasi_export.config import Config, MemoryConfig, SubspaceConfig
 from wasi_export.errors import RankError
+from wasi_export.image_set import ImageSet
 from wasi_export.progress import Track, silent
 from wasi_export.ranks import Plan
+from wasi_export.settings import Frozen
 from wasi_export.subspace.inject import factor_layers
 from wasi_export.subspace.kinds import Kind, kind_of
 from wasi_export.subspace.perplexity import choose_activations, measure_perplexity

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from wasi_export.config import Frozen
+from wasi_export.settings import Frozen
 from wasi_export.training.accounting import MemoryAccount, count_memory
 from wasi_export.training.ladder import saving_memory
 from wasi_export.training.memory import StepJob, draw_batch, make_model

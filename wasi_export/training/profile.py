@@ -27,9 +27,9 @@ from pydantic import Field
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from wasi_export.config import Frozen
 from wasi_export.errors import ConfigError, UsageError
 from wasi_export.run_folder import RunFacts
+from wasi_export.settings import Frozen
 from wasi_export.subspace.gauge import GAUGE_PERIOD
 from wasi_export.subspace.linear import BASIS_PERIOD
 from wasi_export.training.profile_parts import PHASE, PartTimes, module_ranges, part_times

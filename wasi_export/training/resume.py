@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from wasi_export.config import Frozen
 from wasi_export.durable import write_bytes
 from wasi_export.errors import ConfigError, IntegrityError, MalformedError
+from wasi_export.settings import Frozen
 from wasi_export.untrusted.document import parse_document
 
 CHECKPOINT = "checkpoint.safetensors"

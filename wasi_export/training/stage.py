@@ -8,9 +8,10 @@ from pathlib import Path
 from torch import nn
 
 from wasi_export.config import Config, TrainConfig, TrainMethod
-from wasi_export.datasets import ImageSet, load_data
+from wasi_export.datasets import load_data
 from wasi_export.durable import file_sha256, fingerprint, made_folder, sync_folder, write_bytes, writing
 from wasi_export.errors import ArtifactExistsError, ConfigError, UsageError
+from wasi_export.image_set import ImageSet
 from wasi_export.progress import Track, silent
 from wasi_export.ranks import Plan
 from wasi_export.run_folder import CONFIG, FACTS, OPTIMIZER, PLAN, WEIGHTS, RunFacts

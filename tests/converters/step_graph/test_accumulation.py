@@ -10,12 +10,13 @@ from helpers import CLASSES, SIZE, factors, make_bundle
 from PIL import Image
 from torch import nn
 
-from wasi_export.artifact import Bundle, InputSpec, write_bundle_manifest
+from wasi_export.artifact import Bundle, write_bundle_manifest
 from wasi_export.converters.step_graph.function import StepSettings
 from wasi_export.converters.step_graph.optimizers import Rates
 from wasi_export.converters.training_step import export_training_step
-from wasi_export.datasets import ImageSet
 from wasi_export.errors import ModelFailedError, UsageError
+from wasi_export.image_set import ImageSet
+from wasi_export.manifest import InputSpec
 from wasi_export.runtimes.adapt import AdaptImages, AdaptOptions, adapt
 from wasi_export.runtimes.adapter import Adapter
 from wasi_export.runtimes.training_session import TrainingSession

@@ -11,9 +11,9 @@ from text_encoder import TextEncoder
 from torch import Tensor, nn
 from training_steps import EagerStep, GraphStep, Scalars, labelled, make_random, run_both, spec_for
 
-from wasi_export.artifact import InputSpec
 from wasi_export.converters.step_graph.function import StepSettings
 from wasi_export.converters.training_step import export_training_step
+from wasi_export.manifest import InputSpec
 
 CLASSES = 6  # as many as images are traced with, which must not be mistaken for the batch
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2}

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from training_steps import GraphStep, Scalars, labelled, make_random, node_types, spec_for
 
-from wasi_export.artifact import TrainingGraph
 from wasi_export.converters.step_graph.function import StepSettings
 from wasi_export.converters.step_graph.recompute import SESSION_CONFIG, blocks_of
 from wasi_export.converters.training_step import ExportedStep, export_training_step
 from wasi_export.errors import ConfigError
+from wasi_export.manifest import TrainingGraph
 from wasi_export.runtimes.session import session_options
 
 SIZE, CLASSES, DEPTH = 32, 5, 2

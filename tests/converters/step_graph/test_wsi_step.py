@@ -20,12 +20,12 @@ from factored_step import (
 )
 from torch import nn
 
-from wasi_export.artifact import STEP
 from wasi_export.config import Config
 from wasi_export.converters.step_graph.function import StepSettings
 from wasi_export.converters.step_graph.optimizers import Rates
 from wasi_export.converters.step_graph.rates import parameter_rates
 from wasi_export.errors import ConfigError
+from wasi_export.manifest import STEP
 from wasi_export.subspace import SubspaceLinear
 from wasi_export.subspace.tucker import orthonormalize
 
