@@ -16,6 +16,10 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 
+# Of the processes of `pytest -n` and of what they start, each has its share of the processors.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+
 # The same examples on every run, and no failure because another process had the processor. `thorough` is for
 # once in a while: HYPOTHESIS_PROFILE=thorough, or pytest --hypothesis-profile=thorough.
 hypothesis.settings.register_profile("tests", derandomize=True, deadline=None)

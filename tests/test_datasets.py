@@ -4,7 +4,7 @@ import gzip
 import os
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from wasi_export.datasets import image_folder, load_calibration, load_data, load
 from wasi_export.errors import DataError, HostError, NothingToCheckError
 from wasi_export.image_files import read_image
 from wasi_export.image_set import ImageSet
+from wasi_export.progress import T
 
 IDX_FILES = {
     "train-images-idx3-ubyte": (6, 28, 28),
@@ -228,6 +229,18 @@ def test_calibration_leaves_out_what_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "cat" / "a.png").touch()
     images = load_calibration(str(tmp_path))
     assert (levels(images), images.unreadable) == (list(range(10)), ("cat/a.png",))
+
+
+def test_looking_at_the_images_is_shown_and_done_once(tmp_path: Path) -> None:
+    shown = []
+
+    def track(items: Iterable[T], label: str, total: int) -> Iterable[T]:
+        shown.append((label, total))
+        return items
+
+    add_images(tmp_path, cat=3, dog=2)
+    assert [len(image_folder(tmp_path, track=track)) for _ in range(2)] == [5, 5]
+    assert shown == [(f"looking at {tmp_path}", 5)]
 
 
 def test_an_image_that_is_gone_since_is_told_so(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from wasi_export.config import DataConfig
 from wasi_export.errors import DataError, NothingToCheckError
 from wasi_export.image_files import MAX_UNREADABLE, image_files, read_image, unreadable
 from wasi_export.image_set import ImageSet
+from wasi_export.progress import Track, silent
 
 NAMED_SOURCES = ("digits", "fashion-mnist")
 VALIDATION_FOLDERS = ("val", "validation", "test")
@@ -42,6 +43,7 @@ def load_splits(
     val_fraction: float = 0.2,
     seed: int = 0,
     max_unreadable: float = MAX_UNREADABLE,
+    track: Track = silent,
 ) -> tuple[ImageSet, ImageSet]:
     """Returns the training and the validation images of a source.
 
@@ -61,13 +63,15 @@ def load_splits(
         )
     validation = _validation_folder(folder)
     if (folder / "train").is_dir() and validation:
-        train = image_folder(folder / "train", max_unreadable=max_unreadable)
-        return train, image_folder(validation, classes=train.classes, max_unreadable=max_unreadable)
+        train = image_folder(folder / "train", max_unreadable=max_unreadable, track=track)
+        return train, image_folder(
+            validation, classes=train.classes, max_unreadable=max_unreadable, track=track
+        )
     whole = folder / "train" if _class_folders(folder) == ("train",) else folder
-    return image_folder(whole, max_unreadable=max_unreadable).hold_out(val_fraction, seed)
+    return image_folder(whole, max_unreadable=max_unreadable, track=track).hold_out(val_fraction, seed)
 
 
-def load_data(config: DataConfig) -> tuple[ImageSet, ImageSet]:
+def load_data(config: DataConfig, *, track: Track = silent) -> tuple[ImageSet, ImageSet]:
     """Returns the training and the validation images of a configuration.
 
     The split and the choice of `train_images` and `val_images` do not depend on the seed of the run: runs
@@ -82,12 +86,18 @@ def load_data(config: DataConfig) -> tuple[ImageSet, ImageSet]:
     if config.download and config.source == "fashion-mnist":
         root = download_fashion_mnist(root or Path("data"))
     train, val = load_splits(
-        config.source, root=root, val_fraction=config.val_fraction, max_unreadable=config.max_unreadable
+        config.source,
+        root=root,
+        val_fraction=config.val_fraction,
+        max_unreadable=config.max_unreadable,
+        track=track,
     )
     return train.sample(config.train_images, seed=0), val.sample(config.val_images, seed=0)
 
 
-def load_labelled(source: str, classes: Sequence[str], *, root: Path | None = None) -> ImageSet:
+def load_labelled(
+    source: str, classes: Sequence[str], *, root: Path | None = None, track: Track = silent
+) -> ImageSet:
     """Returns the images to judge a model with `classes` on: the validation split, a folder or an .npz.
 
     Raises:
@@ -102,10 +112,10 @@ def load_labelled(source: str, classes: Sequence[str], *, root: Path | None = No
         if images.classes != tuple(classes):
             raise DataError(f"{source} has classes {_some(images.classes)}, the model has {_some(classes)}")
         return images
-    return image_folder(_validation_folder(folder) or folder, classes=tuple(classes))
+    return image_folder(_validation_folder(folder) or folder, classes=tuple(classes), track=track)
 
 
-def load_calibration(source: str, *, root: Path | None = None) -> ImageSet:
+def load_calibration(source: str, *, root: Path | None = None, track: Track = silent) -> ImageSet:
     """Returns images to calibrate on: the training images of a named source, or all images below a folder.
 
     The images of a folder have no classes, and labels of -1.
@@ -118,7 +128,7 @@ def load_calibration(source: str, *, root: Path | None = None) -> ImageSet:
     if source in NAMED_SOURCES or not folder.is_dir():
         return load_splits(source, root=root)[0]
     files = image_files(folder)
-    left_out = unreadable(folder, files)
+    left_out = unreadable(folder, files, track=track)
     files = [path for path in files if path.relative_to(folder).as_posix() not in left_out]
     if not files:
         raise NothingToCheckError(f"no images in {folder}: calibration needs some, .jpg or .png")
@@ -129,7 +139,11 @@ def load_calibration(source: str, *, root: Path | None = None) -> ImageSet:
 
 
 def image_folder(
-    folder: Path, *, classes: tuple[str, ...] | None = None, max_unreadable: float = MAX_UNREADABLE
+    folder: Path,
+    *,
+    classes: tuple[str, ...] | None = None,
+    max_unreadable: float = MAX_UNREADABLE,
+    track: Track = silent,
 ) -> ImageSet:
     """Returns the images below the class folders of a folder, sorted by path; those that can be read.
 
@@ -150,7 +164,7 @@ def image_folder(
     listed = [(path, index[name]) for name in found for path in image_files(folder / name)]
     if not listed:
         raise NothingToCheckError(f"no images in {folder}: expected {folder}/<class>/*.jpg or .png")
-    left_out = unreadable(folder, [path for path, _ in listed], most=max_unreadable)
+    left_out = unreadable(folder, [path for path, _ in listed], most=max_unreadable, track=track)
     files = [(path, k) for path, k in listed if path.relative_to(folder).as_posix() not in left_out]
     if empty := sorted({label for _, label in listed} - {label for _, label in files}):
         raise DataError(
@@ -171,7 +185,9 @@ def image_folder(
     )
 
 
-def load_new_images(source: str, classes: Sequence[str], *, root: Path | None = None) -> ImageSet:
+def load_new_images(
+    source: str, classes: Sequence[str], *, root: Path | None = None, track: Track = silent
+) -> ImageSet:
     """Returns labelled images to learn, of some or all of a model's classes.
 
     A source is a folder of class folders (of which `train` is taken where there is one), an `.npz` file, or
@@ -190,7 +206,7 @@ def load_new_images(source: str, classes: Sequence[str], *, root: Path | None = 
             raise DataError(f"{source} has classes {_some(images.classes)}, the model has {_some(classes)}")
         return images
     whole = path / "train" if (path / "train").is_dir() else path
-    return image_folder(whole, classes=tuple(classes))
+    return image_folder(whole, classes=tuple(classes), track=track)
 
 
 def _validation_folder(folder: Path) -> Path | None:

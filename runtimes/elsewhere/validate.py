@@ -105,11 +105,8 @@ def _validate_there(
         arguments += ["--data", data_on(target, asked.data, bundle.manifest.classes, folder)]
         arguments += [f"--limit={asked.limit}"] if asked.limit else []
     report, ended = document_of(target, Report, arguments)
-    checks = report.checks
-    if ended.board and ended.board.problems:
-        reason = f"not valid: {', '.join(ended.board.problems)}"
-        checks = tuple(_invalid(check, reason) if "latency" in check.name else check for check in checks)
-    return report.model_copy(update={"board": ended.board, "checks": checks})
+    report = report.model_copy(update={"board": ended.board})
+    return _without_times(report, ended.board.problems) if ended.board and ended.board.problems else report
 
 
 def _accuracy_there(
@@ -141,8 +138,15 @@ def _accuracy_there(
     return report.model_copy(update={"checks": checks})
 
 
+def _without_times(report: Report, problems: Sequence[str]) -> Report:
+    """Returns a report without what was timed: it says nothing of the board."""
+    reason = f"not valid: {', '.join(problems)}"
+    checks = tuple(_invalid(check, reason) if "latency" in check.name else check for check in report.checks)
+    return report.model_copy(update={"checks": checks, "latency": (), "layers": ()})
+
+
 def _invalid(check: Check, reason: str) -> Check:
-    """Returns a check of a latency without its value: it says nothing of the board."""
+    """Returns a check of a latency without its value."""
     status = "info" if check.threshold is None else "no data"
     gone = {"value": None, "interval": None, "confidence": None}
     return check.model_copy(update={"status": status, "detail": reason} | gone)

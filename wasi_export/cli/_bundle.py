@@ -96,7 +96,7 @@ def export_run(
             spec=run.facts.input,
             classes=run.facts.classes,
             plan=run.plan,
-            images=load_data(config.data)[1],
+            images=load_data(config.data, track=track)[1],
             data_fingerprint=run.facts.data_fingerprint,
             metrics=tuple(run.facts.metrics.items()),
         )
@@ -132,7 +132,7 @@ def export_model(
     if not config.model.pretrained and config.model.checkpoint is None:
         raise ConfigError(f"{config.model.name} has random weights: give --checkpoint FILE or --pretrained")
     with staged_folder(destination, force=force) as folder:
-        images = load_calibration(config.data.source, root=config.data.root)
+        images = load_calibration(config.data.source, root=config.data.root, track=track)
         classes = own_classes(config.model)
         model = create_model(config.model, len(classes))
         plan = None

@@ -113,7 +113,7 @@ class Merge:
             ArtifactExistsError: the destination exists.
         """
         manifest, path = self.bundle.manifest, self.bundle.path
-        images = load_labelled(data, manifest.classes) if data is not None else None
+        images = load_labelled(data, manifest.classes, track=track) if data is not None else None
         if (smaller := self.bundle.quantized_path) is not None and images is None:
             raise UsageError(f"{path} has {smaller.name}, and a new one has to be judged: give --data")
         old = self.bundle.golden()

@@ -32,7 +32,7 @@ class Pipeline:
             IntegrityError: the folder does not hold what was written.
         """
         self.config, self.folder, self.force = config, folder, force
-        self.keys, self.cache = StageKeys.of(config), StageCache(folder)
+        self.keys, self.cache = StageKeys.of(config, track=track), StageCache(folder)
         self.shares_dense = dense is not None
         self.run_dirs: dict[TrainMethod, Path] = {
             "dense": dense or folder / "dense",
@@ -170,7 +170,7 @@ class Pipeline:
         self.cache.begin("report")
         note(f"report: validating, {folder}")
         baseline, bundle = Bundle.open(self.folder / "baseline"), Bundle.open(self.folder / "bundle")
-        images = load_data(self.config.data)[1]
+        images = load_data(self.config.data, track=track)[1]
         memory = read_document(StepMemoryPair, folder / "memory.json")
         with TemporaryDirectory() as scratch:
             int8 = {

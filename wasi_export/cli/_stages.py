@@ -19,6 +19,7 @@ from wasi_export.config import Config
 from wasi_export.datasets import load_data
 from wasi_export.durable import file_sha256, fingerprint, write_bytes
 from wasi_export.errors import IntegrityError
+from wasi_export.progress import Track, silent
 
 STAGES = "stages.json"
 
@@ -35,14 +36,14 @@ class StageKeys:
     report: str
 
     @classmethod
-    def of(cls, config: Config) -> Self:
+    def of(cls, config: Config, *, track: Track = silent) -> Self:
         """Returns the keys; reads the images' names and labels, not the model.
 
         Raises:
             DataError: the images cannot be read.
             NothingToCheckError: there are none.
         """
-        train, val = load_data(config.data)
+        train, val = load_data(config.data, track=track)
         checkpoint = config.model.checkpoint
         weights = file_sha256(checkpoint) if checkpoint is not None and checkpoint.is_file() else None
         images = config.data.model_copy(update={"workers": 0}), train.fingerprint, val.fingerprint

@@ -91,9 +91,10 @@ def adapt(
             f"{bundle} was exported with adapt.loss = {known.loss!r}, whose targets are no labels: train it "
             "from Python (wasi_export.runtimes.Adapter), or export it again with cross_entropy"
         )
-    new = load_new_images(data, classes).sample(limit, seed)
-    old = load_new_images(replay, classes).sample(replay_limit, seed) if replay else None
-    images: AdaptImages = adapt_images(new, old, load_labelled(val, classes) if val else None)
+    new = load_new_images(data, classes, track=track).sample(limit, seed)
+    old = load_new_images(replay, classes, track=track).sample(replay_limit, seed) if replay else None
+    judged = load_labelled(val, classes, track=track) if val else None
+    images: AdaptImages = adapt_images(new, old, judged)
     options = AdaptOptions(
         epochs=epochs or known.epochs,
         batch_size=batch_size or known.batch_size,

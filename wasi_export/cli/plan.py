@@ -70,7 +70,7 @@ def plan(
     from wasi_export.training.models import input_spec
     from wasi_export.training.planning import plan_model
 
-    images, _ = load_data(settings.data)
+    images, _ = load_data(settings.data, track=track)
     model = first_model(settings, images.classes, init)
 
     def times_of(measured: "MeasuredModel") -> "LayerTimes":

@@ -119,7 +119,8 @@ def validate(
         elif before:
             raise UsageError("--before is of counted instructions, which need --target arm64: give it too")
         else:
-            images = load_labelled(data, opened.manifest.classes).sample(limit, seed=0) if data else None
+            classes = opened.manifest.classes
+            images = load_labelled(data, classes, track=track).sample(limit, seed=0) if data else None
             found = validate_bundle(
                 opened, limits, baseline=twin, images=images, threads=threads, rounds=rounds, track=track
             )

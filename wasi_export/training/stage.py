@@ -84,7 +84,8 @@ def train_run(
     accelerator = make_accelerator()
     if not accelerator.is_main_process:
         track, on_epoch = silent, None
-    train, val = main_first(accelerator, lambda: load_data(config.data))  # which may download them
+    # The main process first, which may download them.
+    train, val = main_first(accelerator, lambda: load_data(config.data, track=track))
     key = on_main(accelerator, lambda: run_key(config, method, train, val, init))
     start = on_main(accelerator, lambda: _open_run(run_dir, config, key, force=force, replace=replace))
     if start.finished is not None:

@@ -60,6 +60,7 @@ def test_a_latency_of_a_throttled_board_is_no_data_and_all_else_is_checked(
     found = {check["name"]: check for check in report["checks"]}
     assert found["latency ratio"]["status"] == "no data"
     assert found["latency ratio"]["detail"] == "not valid: under-voltage, throttling"
+    assert report["latency"] == report["layers"] == []
     assert found["parity error"]["status"] == found["training as here"]["status"] == "passed"
     assert "200 steps" in found["training as here"]["detail"]
     assert {check["evidence"] for check in report["checks"]} == {"device"}
