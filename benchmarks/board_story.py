@@ -13,7 +13,6 @@ after every epoch: right answers among the bags, and among the rest. Seconds are
 memory is of the process, in MB.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 from backbone import MODEL, write_checkpoint
 from board_story_plot import plot
 from board_story_worker import NEW_CLASS
+from kept import new_parser, new_result, read_result, to_json, write_result
 from pages import fill
 from training_rows import METHODS, config_of
 
@@ -31,8 +31,6 @@ from wasi_export.cli._bundle import export_run
 from wasi_export.cli._console import track
 from wasi_export.config import Config
 from wasi_export.datasets import load_splits
-from wasi_export.durable import write_bytes
-from wasi_export.runtimes.host import describe_host
 from wasi_export.training.stage import train_run
 from wasi_export.views import markdown_table
 
@@ -54,23 +52,18 @@ COLUMNS = ("trained", "new class right", "old classes right", "before", "s a ste
 
 def main() -> None:
     """Runs what is missing."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--work", type=Path, default=Path("runs/board"), help="folder of images and runs")
     parser.add_argument("--docs", action="store_true", help="table and plot into the page, no run")
-    parser.add_argument("--json", action="store_true", help="print the result")
     options = parser.parse_args()
-    result = {"protocol": __doc__, "host": describe_host().model_dump(mode="json"), "runs": []}
-    if RESULT.exists():
-        result = json.loads(RESULT.read_text(encoding="utf-8"))
+    result = read_result(RESULT, new_result(__doc__, runs=[]))
     if not (options.docs or options.json):
         measure(result, options.work)
     if options.docs:
         fill(PAGE, MARK, END, to_markdown(result))
         plot(result, PLOT)
     if options.json:
-        print(json.dumps(result, indent=1))
+        print(to_json(result))
 
 
 def measure(result: dict[str, Any], work: Path) -> None:
@@ -84,7 +77,7 @@ def measure(result: dict[str, Any], work: Path) -> None:
         command = [sys.executable, worker, str(bundle), str(old_of_each), str(share)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         result["runs"].append({"run": name, **json.loads(done.stdout)})
-        write_bytes(RESULT, json.dumps(result, indent=1).encode() + b"\n")
+        write_result(RESULT, result)
 
 
 def make_bundle(trainable: str, work: Path) -> Path:

@@ -24,7 +24,6 @@ same that nobody interrupted: the weights of a run, the tensors of a board's sta
 Whatever else is in the folder then was *left over*.
 """
 
-import argparse
 import contextlib
 import functools
 import importlib
@@ -41,18 +40,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kept import new_parser, new_result, read_result, to_json, write_result
 from pages import fill
 from safetensors.numpy import load_file
 
 from wasi_export.artifact import Bundle
 from wasi_export.cli import main as run_command
 from wasi_export.datasets import load_splits
-from wasi_export.durable import file_sha256, write_bytes
+from wasi_export.durable import file_sha256
 from wasi_export.errors import WasiExportError
 from wasi_export.manifest import MANIFEST
 from wasi_export.run_folder import WEIGHTS
 from wasi_export.runtimes.adapt import AdaptProgress
-from wasi_export.runtimes.host import describe_host
 from wasi_export.runtimes.state_folder import STATE, StateFolder
 from wasi_export.training.checkpoint import read_facts
 from wasi_export.training.resume import CHECKPOINT, read_position
@@ -117,17 +116,12 @@ class UnreadableError(Exception):
 
 def main() -> None:
     """Kills what is missing in the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--docs", action="store_true", help="write the page from the result")
-    parser.add_argument("--json", action="store_true", help="print the result")
     options = parser.parse_args()
-    result: dict[str, Any] = {"protocol": __doc__, "host": describe_host().model_dump(mode="json")}
-    if RESULT.exists():
-        result = json.loads(RESULT.read_text(encoding="utf-8"))
+    result = read_result(RESULT, new_result(__doc__))
     if options.json:
-        print(json.dumps(result, indent=1))
+        print(to_json(result))
     elif options.docs:
         fill(PAGE, MARK, END, to_markdown(result))
     else:
@@ -159,7 +153,7 @@ def measure(result: dict[str, Any], work: Path) -> None:
             if index >= found["rounds"]:
                 kill_until_it_ends(killed, whole, found, random.Random(f"{name} {index}"))
                 found["rounds"] += 1
-                write_bytes(RESULT, json.dumps(result, indent=1).encode() + b"\n")
+                write_result(RESULT, result)
                 print(name, json.dumps(found), file=sys.stderr)
 
 

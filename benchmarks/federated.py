@@ -20,8 +20,6 @@ it goes up and down, so the mean of the last five is given too. The error of a m
 distance to the true mean product over that of the mean product's change, averaged over the pairs.
 """
 
-import argparse
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -39,15 +37,14 @@ from flwr.common import Array
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
+from kept import new_parser, new_result, read_result, to_json, write_result
 from numpy.typing import NDArray
 from PIL import Image
 
 from wasi_export.datasets import load_splits
-from wasi_export.durable import write_bytes
 from wasi_export.image_set import ImageSet
 from wasi_export.runtimes.adapter import Adapter
 from wasi_export.runtimes.averaging import average_weights
-from wasi_export.runtimes.host import describe_host
 from wasi_export.views import markdown_table
 
 RESULT = Path("benchmarks/results/federated.json")
@@ -242,22 +239,17 @@ def line(name: str, own: Iterable[float], whole: Iterable[float]) -> tuple[str, 
 
 def main() -> None:
     """Runs the three ways."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--bundle", type=Path, default=Path("runs/digits/bundle"))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--json", action="store_true", help="print the result that is there")
     options = parser.parse_args()
     if not options.json:
-        host = describe_host().model_dump(mode="json")
-        versions = {"flwr": flwr.__version__, "ray": ray.__version__}
-        result = {"protocol": __doc__, "host": host, "versions": versions}
+        result = new_result(__doc__, versions={"flwr": flwr.__version__, "ray": ray.__version__})
         result["alone"] = alone(options.bundle, options.rounds)
         result |= {way: together(options.bundle, way, options.rounds) for way in WAYS}
-        write_bytes(RESULT, json.dumps(result, indent=1).encode() + b"\n")
-    result = json.loads(RESULT.read_text(encoding="utf-8"))
-    print(json.dumps(result, indent=1) if options.json else to_markdown(result))
+        write_result(RESULT, result)
+    result = read_result(RESULT)
+    print(to_json(result) if options.json else to_markdown(result))
 
 
 if __name__ == "__main__":

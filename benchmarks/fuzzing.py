@@ -13,7 +13,6 @@ file written outside the reader's folder or read outside it, a program that is s
 gets that input again and does none of this, which a test looks at every time.
 """
 
-import argparse
 import base64
 import json
 import re
@@ -26,10 +25,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kept
 from pages import fill
-
-from wasi_export.durable import write_bytes
-from wasi_export.runtimes.host import describe_host
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/fuzz.json"
@@ -43,16 +40,13 @@ _ENDED = {70: "hang of more than 5 s", 71: "more than 1 GB of memory"}
 
 def main() -> None:
     """Gives the readers inputs for some time, one reader after another, and adds up."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = kept.new_parser(__doc__)
     parser.add_argument("readers", nargs="*", help="default: all")
     parser.add_argument("--seconds", type=int, default=60, help="for each reader")
-    parser.add_argument("--json", action="store_true", help="print the result")
     parser.add_argument("--docs", action="store_true", help="write the result into docs/fuzzing.md")
     options = parser.parse_args()
     if options.json:
-        print(json.dumps(read_result(), indent=1))
+        print(kept.to_json(read_result()))
     elif options.docs:
         fill(PAGE, MARK, END, table(read_result()))
     else:
@@ -61,10 +55,7 @@ def main() -> None:
 
 def read_result() -> dict[str, Any]:
     """Returns what was tried and found so far."""
-    if not RESULT.exists():
-        return {"protocol": __doc__, "host": describe_host().model_dump(mode="json"), "readers": {}}
-    found: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8"))
-    return found
+    return kept.read_result(RESULT, kept.new_result(__doc__, readers={}))
 
 
 def reader_names() -> list[str]:
@@ -96,7 +87,7 @@ def fuzz(name: str, seconds: int) -> int:
     reader["inputs"] += int(runs[1])
     reader["seconds"] = round(reader["seconds"] + taken, 1)
     reader["findings"] += new
-    write_bytes(RESULT, json.dumps(result, indent=1).encode() + b"\n")
+    kept.write_result(RESULT, result)
     print(f"{name}: {int(runs[1]):,} inputs in {taken:.0f} s, {len(found)} findings", file=sys.stderr)
     for finding in found:
         print(f"  {finding['error']}: {finding['message']}", file=sys.stderr)

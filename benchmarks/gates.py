@@ -13,8 +13,6 @@ images change sides; a gate of 2 % without `accuracy_confidence` and with it.
 The result is written at the end.
 """
 
-import argparse
-import json
 import multiprocessing
 import tempfile
 from collections import Counter
@@ -26,11 +24,11 @@ from typing import Any
 
 import numpy as np
 from inference import OPSET, SPEC, make_model, plan_of, save
+from kept import new_parser, read_result, to_json, write_result
 from pages import fill
 
 from wasi_export.config import Thresholds
 from wasi_export.converters.inference import export_inference
-from wasi_export.durable import write_bytes
 from wasi_export.runtimes.accuracy import Pairs
 from wasi_export.runtimes.bench import measure_latency
 from wasi_export.runtimes.checks import drop_check, latency_check
@@ -49,24 +47,21 @@ Graphs = list[tuple[str, Path]]
 
 def main() -> None:
     """Measures, simulates, and writes tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("part", nargs="?", choices=PARTS, help="what to run")
     parser.add_argument("--docs", action="store_true", help="the tables into the page, no run")
-    parser.add_argument("--json", action="store_true", help="print the result")
     options = parser.parse_args()
-    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {"protocol": __doc__}
+    result = read_result(RESULT, {"protocol": __doc__})
     if options.part:
         measure, _ = PARTS[options.part]
         result[options.part] = {"host": describe_host().model_dump(mode="json"), "found": measure()}
-        write_bytes(RESULT, json.dumps(result, indent=1).encode() + b"\n")
+        write_result(RESULT, result)
     if options.docs:
         for name, (_, table) in PARTS.items():
             if name in result:
                 fill(PAGE, MARK.format(name), END.format(name), table(result[name]["found"]))
     if options.json:
-        print(json.dumps(result, indent=1))
+        print(to_json(result))
 
 
 def latency() -> dict[str, Any]:

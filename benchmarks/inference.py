@@ -18,8 +18,6 @@ Operators: wall time by onnxruntime's profiler.
 The result is written after each model.
 """
 
-import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +29,7 @@ import onnx
 import torch
 from inference_operators import operator_times
 from inference_tables import to_markdown
+from kept import new_parser, new_result, read_result, to_json, write_result
 from numpy.typing import NDArray
 from pages import fill
 from step_plans import CLASSES, make_plan
@@ -43,14 +42,12 @@ from wasi_export.config import ModelConfig
 from wasi_export.converters.check import check_factors
 from wasi_export.converters.inference import export_inference, reference_outputs
 from wasi_export.converters.quantize import to_int8
-from wasi_export.durable import write_bytes
 from wasi_export.manifest import InputSpec
 from wasi_export.ranks import Plan
 from wasi_export.runtimes.bench import measure_latency
-from wasi_export.runtimes.host import describe_host
 from wasi_export.runtimes.parity import measure_parity, relative_error, worst
 from wasi_export.runtimes.session import Session
-from wasi_export.subspace.inject import install_layers
+from wasi_export.subspace.inject import install_layers, subspace_layers
 from wasi_export.training.models import create_model
 
 RESULT, PAGE = Path("benchmarks/results/inference.json"), Path("docs/inference.md")
@@ -72,17 +69,12 @@ SPEC = InputSpec(height=SIZE, width=SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0
 
 def main() -> None:
     """Measures what is missing."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME")
     parser.add_argument("--beside", action="store_true", help="other runtimes and operators, again")
     parser.add_argument("--docs", action="store_true", help="tables into the page, no run")
-    parser.add_argument("--json", action="store_true", help="print the result")
     options = parser.parse_args()
-    result = {"protocol": __doc__, "host": describe_host().model_dump(mode="json"), "models": []}
-    if RESULT.exists():
-        result = json.loads(RESULT.read_text(encoding="utf-8"))
+    result = read_result(RESULT, new_result(__doc__, models=[]))
     known = {measured["model"]: measured for measured in result["models"]}
     if not (options.docs or options.json):
         for name in options.models:
@@ -90,11 +82,11 @@ def main() -> None:
                 result["models"].append({"model": name, **measure_model(name)})
             elif options.beside:
                 known[name] |= measure_beside(name)
-            write_bytes(RESULT, json.dumps(result, indent=1).encode() + b"\n")
+            write_result(RESULT, result)
     if options.docs:
         fill(PAGE, MARK, END, to_markdown(result))
     if options.json:
-        print(json.dumps(result, indent=1))
+        print(to_json(result))
 
 
 def measure_model(name: str) -> dict[str, Any]:
@@ -144,6 +136,8 @@ def make_model(name: str, plan: Plan | None) -> nn.Module:
     model = create_model(ModelConfig(name=name, img_size=SIZE), CLASSES)
     if plan is not None:
         install_layers(model, plan)
+        for _, layer in subspace_layers(model):
+            layer.reset_parameters()
     return model.eval()
 
 

@@ -12,20 +12,17 @@ dense fp32 graph.
 The result is written at the end.
 """
 
-import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from inference import OPSET, SPEC, make_model, plan_of, save
+from kept import new_parser, new_result, read_result, to_json, write_result
 from pages import fill
 
 from wasi_export.converters.inference import export_inference
 from wasi_export.converters.quantize import to_int8
-from wasi_export.durable import write_bytes
 from wasi_export.runtimes.bench import measure_latency
-from wasi_export.runtimes.host import describe_host
 from wasi_export.runtimes.instructions import count_instructions
 from wasi_export.runtimes.targets.arm64 import open_arm64
 from wasi_export.views import markdown_table
@@ -38,21 +35,16 @@ FRACTIONS, ROUNDS, SECONDS = (None, 0.4, 0.2), 25, 1800
 
 def main() -> None:
     """Counts and measures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--docs", action="store_true", help="the table into the page, no run")
-    parser.add_argument("--json", action="store_true", help="print the result")
     options = parser.parse_args()
     if not (options.docs or options.json):
-        host = describe_host().model_dump(mode="json")
-        result = {"protocol": __doc__, "host": host, "models": {name: measure(name) for name in MODELS}}
-        write_bytes(RESULT, json.dumps(result, indent=1).encode() + b"\n")
-    result = json.loads(RESULT.read_text(encoding="utf-8"))
+        write_result(RESULT, new_result(__doc__, models={name: measure(name) for name in MODELS}))
+    result = read_result(RESULT)
     if options.docs:
         fill(PAGE, MARK, END, to_markdown(result))
     if options.json:
-        print(json.dumps(result, indent=1))
+        print(to_json(result))
 
 
 def measure(name: str) -> list[dict[str, Any]]:

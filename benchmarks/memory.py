@@ -26,13 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kept import read_result, write_result
+from linear_cost import linear_cost
 from memory_gradients import gradient_errors
 from memory_rungs import RUNGS, SIZE, Rung, make_job
 from memory_tables import to_markdown
 from step_measures import saved_by_layers, time_in_turns
 from step_plans import make_plan
 
-from wasi_export.cost import linear_cost
 from wasi_export.runtimes.host import describe_host
 from wasi_export.training.memory import StepJob, measure_step_memory
 from wasi_export.training.predict import predict_step_memory
@@ -85,10 +86,6 @@ def paper_scope(model: str, batch: int, fraction: float) -> Row:
 def update_rows(result: Row, path: Path, options: argparse.Namespace) -> None:
     """Adds what is asked for and missing, writing the file after each row."""
 
-    def save() -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
     def find(table: str, key: Row) -> Row | None:
         return next((row for row in result[table] if key.items() <= row.items()), None)
 
@@ -98,11 +95,11 @@ def update_rows(result: Row, path: Path, options: argparse.Namespace) -> None:
         if row is None:
             row = key | predict(make_job(model, batch, fraction, rung))
             result["rows"].append(row)
-            save()
+            write_result(path, result)
         if options.measure and "measured_mb" not in row:
             row |= measure(make_job(model, batch, fraction, rung))
             print(json.dumps({k: v for k, v in row.items() if k != "parts"}), flush=True)
-            save()
+            write_result(path, result)
     for model, batch, fraction in itertools.product(options.models, options.batches, options.fractions):
         key = {"model": model, "batch": batch, "fraction": fraction}
         if find("paper_scope", key) is None:
@@ -117,10 +114,10 @@ def update_rows(result: Row, path: Path, options: argparse.Namespace) -> None:
             for name, times in time_in_turns(jobs, options.times).items():
                 wall, cpu = zip(*times, strict=True)
                 result["times"].append(key | {"rung": name, "wall_s": wall, "cpu_s": cpu})
-        save()
+        write_result(path, result)
     if options.gradients:
         result["gradients"] = gradient_errors(options.gradients)
-        save()
+        write_result(path, result)
 
 
 def grid(options: argparse.Namespace) -> Iterable[tuple[str, int, float | None, Rung]]:
@@ -173,10 +170,9 @@ def main() -> None:
     if options.table or not options.json:
         if not options.table:
             parser.error("give --json or --table")
-        print(to_markdown(json.loads(options.table.read_text(encoding="utf-8"))))
+        print(to_markdown(read_result(options.table)))
         return
-    known = options.json.is_file()
-    result = json.loads(options.json.read_text(encoding="utf-8")) if known else new_result()
+    result = read_result(options.json) if options.json.is_file() else new_result()
     update_rows(result, options.json, options)
 
 

@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from kept import read_result, write_result
 from memory_rungs import RUNGS, Rung, make_job
 from pages import fill
 
-from wasi_export.durable import write_bytes
 from wasi_export.training.ladder import saving_memory
 from wasi_export.training.memory import StepJob, draw_batch, make_model
 from wasi_export.training.optim import create_optimizer
@@ -61,8 +61,7 @@ def main() -> None:
     action.add_argument("--docs", type=Path, help="fill the page from this result")
     options = parser.parse_args()
     if options.docs:
-        result = json.loads(options.docs.read_text(encoding="utf-8"))
-        fill(PAGE, "<!-- gpu -->\n", "<!-- end of gpu -->", to_markdown(result))
+        fill(PAGE, "<!-- gpu -->\n", "<!-- end of gpu -->", to_markdown(read_result(options.docs)))
         return
     if not torch.cuda.is_available():
         sys.exit("no GPU that torch can use")
@@ -80,7 +79,7 @@ def main() -> None:
         "batch": BATCH,
         "rows": rows,
     }
-    write_bytes(options.json, (json.dumps(result, indent=1) + "\n").encode())
+    write_result(options.json, result)
 
 
 def measure(job: StepJob) -> dict[str, Any]:

@@ -14,12 +14,10 @@ reason.
 A mutant lives in a process that was forked from one that has imported the libraries; no file is changed.
 """
 
-import argparse
 import ast
 import contextlib
 import importlib.abc
 import importlib.util
-import json
 import os
 import re
 import signal
@@ -35,10 +33,8 @@ from typing import Any
 import pytest
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
+from kept import new_parser, new_result, read_result, to_json, write_result
 from pages import fill
-
-from wasi_export.durable import write_bytes
-from wasi_export.runtimes.host import describe_host
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/mutation.json"
@@ -137,6 +133,62 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "wasi_export/untrusted/graph.py",
         'if not model.HasField("graph") or (opset := max(versions.values(), default= -1)) < 1:',
     ): "both are below 1",
+    ("runtimes/accuracy.py", "if len(images) <= 0:"): "no length is below 0",
+    (
+        "runtimes/significance.py",
+        "return max( -1.0, centre - half), min(1.0, centre + half)",
+    ): "it is 0 at least: in floats the root of a square is exact",
+    (
+        "runtimes/validate.py",
+        'return check is not None and check.status < "undecided"',
+    ): "of all statuses it is the last one in the alphabet",
+    (
+        "wasi_export/durable.py",
+        'remedy = REMEDIES.get(error.errno or 1, "choose another place")',
+    ): "nothing else is to be done about error 1",
+    (
+        "wasi_export/durable.py",
+        'remedy = REMEDIES.get(error.errno or -1, "choose another place")',
+    ): "no error is below 0",
+    (
+        "wasi_export/artifact.py",
+        'count = len(tensors["labels"]) if "labels" in tensors and tensors["labels"].ndim else 1',
+    ): "without labels in a row golden data are refused, whatever their number",
+    (
+        "wasi_export/artifact.py",
+        'count = len(tensors["labels"]) if "labels" in tensors and tensors["labels"].ndim else -1',
+    ): "without labels in a row golden data are refused, whatever their number",
+    (
+        "wasi_export/artifact.py",
+        "return stat.S_ISREG(found.st_mode) and found.st_nlink <= 1",
+    ): "what is found under a name has one at least",
+    (
+        "wasi_export/artifact.py",
+        'for kind, found, expected in zip(("input", "output"), (facts.inputs, facts.outputs), '
+        "wanted, strict=False):",
+    ): "all three have two",
+    (
+        "wasi_export/manifest.py",
+        "0 < std != math.inf for std in self.std",
+    ): "nothing is above infinity",
+    (
+        "wasi_export/settings.py",
+        'near = difflib.get_close_matches(str(details["loc"][-1]), known, n= 2)',
+    ): "the first one is the nearest",
+    (
+        "wasi_export/settings.py",
+        """hint = f"did you mean {near[ -1]!r}?" if near else f"known keys: {', '.join(known)}\"""",
+    ): "there is one at most",
+    ("wasi_export/settings.py", "model = nested[ -1]"): "no field is of two models",
+    (
+        "wasi_export/manifest.py",
+        "def _created_is_a_time(cls, created: str) -> str:",
+    ): "pydantic makes a method of the class of it",
+    ("runtimes/significance.py", "if k <= 0:"): "k is counted up from 0",
+    (
+        "wasi_export/durable.py",
+        "return bool(rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) >= 0)",
+    ): "the call returns 0 or -1",
 }
 """By file and the line as it is in the mutant."""
 
@@ -154,32 +206,22 @@ class Mutant:
 
 def main() -> None:
     """Tries the mutants of the files that are named, or of all."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("files", nargs="*", choices=[*SOURCES, []], help="default: all")
-    parser.add_argument("--json", action="store_true", help="print the result")
     parser.add_argument("--docs", action="store_true", help="write the result into docs/fuzzing.md")
     options = parser.parse_args()
+    result = read_result(RESULT, new_result(__doc__, files={}))
     if options.json:
-        print(json.dumps(read_result(), indent=1))
+        print(to_json(result))
         return
     if options.docs:
-        fill(PAGE, MARK, END, table(read_result()))
+        fill(PAGE, MARK, END, table(result))
         return
     for path in options.files or SOURCES:
         measured = measure(path)
-        result = read_result()
+        result = read_result(RESULT, result)  # another process may have added to it
         result["files"][path] = measured
-        write_bytes(RESULT, json.dumps(result, indent=1).encode() + b"\n")
-
-
-def read_result() -> dict[str, Any]:
-    """Returns what was measured so far."""
-    if not RESULT.exists():
-        return {"protocol": __doc__, "host": describe_host().model_dump(mode="json"), "files": {}}
-    found: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8"))
-    return found
+        write_result(RESULT, result)
 
 
 def measure(path: str) -> dict[str, Any]:

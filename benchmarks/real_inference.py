@@ -12,12 +12,12 @@ Fashion-MNIST. Latency at batch 1, 98 px, one thread, CPU time of the process, a
 What has been trained in the folder of the runs is not trained again; the result is written at the end.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 from backbone import MODEL, SOURCE, write_checkpoint
+from kept import new_parser, new_result, read_result, to_json, write_result
 from pages import fill
 from real_inference_plot import plot
 from training_rows import METHODS, Row, config_of
@@ -30,7 +30,6 @@ from wasi_export.durable import write_bytes
 from wasi_export.manifest import InputSpec
 from wasi_export.runtimes.accuracy import measure_accuracy
 from wasi_export.runtimes.bench import measure_latency
-from wasi_export.runtimes.host import describe_host
 from wasi_export.runtimes.preprocess import Preprocess
 from wasi_export.runtimes.session import Session
 from wasi_export.training.checkpoint import load_run
@@ -45,27 +44,18 @@ FRACTIONS, OPSET, ROUNDS = (None, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7), 23, 60
 
 def main() -> None:
     """Trains and measures what is missing."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--docs", action="store_true", help="table and plot into docs/, no run")
-    parser.add_argument("--json", action="store_true", help="print the result")
     parser.add_argument("--work", type=Path, default=Path("runs/real_inference"), help="folder of the runs")
     options = parser.parse_args()
     if not (options.docs or options.json):
-        result = {
-            "protocol": __doc__,
-            "backbone": SOURCE,
-            "host": describe_host().model_dump(mode="json"),
-            "rows": measure(options.work),
-        }
-        write_bytes(RESULT, json.dumps(result, indent=1).encode() + b"\n")
-    result = json.loads(RESULT.read_text(encoding="utf-8"))
+        write_result(RESULT, new_result(__doc__, backbone=SOURCE, rows=measure(options.work)))
+    result = read_result(RESULT)
     if options.docs:
         fill(PAGE, MARK, END, to_markdown(result))
         plot(result, PLOT)
     if options.json:
-        print(json.dumps(result, indent=1))
+        print(to_json(result))
 
 
 def measure(work: Path) -> list[dict[str, Any]]:

@@ -21,7 +21,6 @@ taken in turns.
 The result is written after each row.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -31,12 +30,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from kept import new_parser, new_result, read_result, to_json, write_result
 from pages import fill
 from step_graph_models import CASES, write_case
 from step_graph_ort_forward import ORT_CASES, ORT_TRAINING, write_ort_training
 
-from wasi_export.durable import write_bytes
-from wasi_export.runtimes.host import describe_host
 from wasi_export.views import markdown_table
 
 RESULT, PAGE = Path("benchmarks/results/step_graph.json"), Path("docs/adapt.md")
@@ -51,26 +49,20 @@ COLUMNS = (
 
 def main() -> None:
     """Measures what is missing."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument(
         "--ort-training", metavar="PYTHON", help="of an environment with onnxruntime-training"
     )
     parser.add_argument("--docs", action="store_true", help="table into the page, no run")
-    parser.add_argument("--json", action="store_true", help="print the result")
     options = parser.parse_args()
-    host = describe_host().model_dump(mode="json")
-    result = {"protocol": __doc__, "host": host, "torch": torch.__version__, "rows": []}
-    if RESULT.exists():
-        result = json.loads(RESULT.read_text(encoding="utf-8"))
+    result = read_result(RESULT, new_result(__doc__, torch=torch.__version__, rows=[]))
     if not (options.docs or options.json):
         measure(result, options.batches, options.ort_training)
     if options.docs:
         fill(PAGE, MARK, END, to_markdown(result))
     if options.json:
-        print(json.dumps(result, indent=1))
+        print(to_json(result))
 
 
 def measure(result: dict[str, Any], batches: tuple[int, ...], ort_training: str | None = None) -> None:
@@ -95,7 +87,7 @@ def measure(result: dict[str, Any], batches: tuple[int, ...], ort_training: str 
                 row = {"case": case, "batch": batch, "graphs": facts, "ways": ways}
                 others = [old for old in result["rows"] if (old["case"], old["batch"]) != (case, batch)]
                 result["rows"] = [*others, row]
-                write_bytes(RESULT, json.dumps(result, indent=1).encode() + b"\n")
+                write_result(RESULT, result)
 
 
 def run(way: str, case: str, batch: int, folder: Path, ort_training: str | None = None) -> dict[str, Any]:

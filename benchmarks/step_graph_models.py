@@ -17,7 +17,7 @@ from wasi_export.converters.step_graph.function import StepSettings
 from wasi_export.converters.step_graph.trainable import trainable_names
 from wasi_export.converters.training_step import export_training_step
 from wasi_export.manifest import PARAMETERS, STEP, InputSpec, TrainingGraph
-from wasi_export.subspace.inject import install_layers
+from wasi_export.subspace.inject import install_layers, subspace_layers
 from wasi_export.training.models import create_model
 
 MODEL, SIZE, CLASSES = "vit_tiny_patch16_224", 224, 10
@@ -46,6 +46,8 @@ def make_case(name: str) -> tuple[nn.Module, list[str]]:
     case, model = CASES[name], create_model(ModelConfig(name=MODEL, img_size=SIZE), CLASSES)
     if case.fraction is not None:
         install_layers(model, make_plan(MODEL, case.fraction, mode="none", size=SIZE))
+        for _, layer in subspace_layers(model):
+            layer.reset_parameters()
     return model.eval(), trainable_names(model, case.trainable)
 
 

@@ -13,7 +13,6 @@ runtime's optimiser and without; the error is the largest one over the scale of 
 The result is written after each model.
 """
 
-import argparse
 import json
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -25,6 +24,7 @@ import onnx
 import onnxruntime as ort
 import timm
 import torch
+from kept import new_parser, new_result, read_result, to_json, write_result
 from torch import nn
 
 from wasi_export.converters.graph_builder import UncoveredModuleError
@@ -208,32 +208,24 @@ def passes(row: dict[str, Any]) -> bool:
 
 def main() -> None:
     """Tries what has not been tried."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--only", nargs="+", metavar="SOURCE", help="modules of timm.models")
     parser.add_argument("--docs", action="store_true", help="the table into the page, no run")
-    parser.add_argument("--json", action="store_true", help="print the result")
     options = parser.parse_args()
-    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else None
-    result = result or {
-        "protocol": __doc__,
-        "timm": timm.__version__,
-        "torch": torch.__version__,
-        "models": [],
-    }
+    new = new_result(__doc__, timm=timm.__version__, torch=torch.__version__, models=[])
+    result = read_result(RESULT, new)
     known = {row["model"] for row in result["models"]}
     if not (options.docs or options.json):
         for name, source in transformers(options.only, known):
             row = {"model": name, "source": source, **try_model(name)}
             print(json.dumps(row), flush=True)
             result["models"] = sorted([*result["models"], row], key=lambda r: (r["source"], r["model"]))
-            write_bytes(RESULT, json.dumps(result, indent=1).encode() + b"\n")
+            write_result(RESULT, result)
     if options.docs:
         page = PAGE.read_text(encoding="utf-8")
         write_bytes(PAGE, (page[: page.index(MARK) + len(MARK)] + to_markdown(result) + "\n").encode())
     if options.json:
-        print(json.dumps(result, indent=1))
+        print(to_json(result))
 
 
 if __name__ == "__main__":

@@ -19,14 +19,13 @@ Where a run has parts (LoRA first), its peak is the highest and its time the mea
 The result is written after each run, and what is in it is not done again.
 """
 
-import argparse
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from backbone import MODEL, SOURCE, write_checkpoint
+from kept import new_parser, new_result, read_result, to_json, write_result
 from training_cost import SHAPES, step_costs, step_times
 from training_plot import plot
 from training_rows import METHODS, ROWS
@@ -36,7 +35,6 @@ from training_text import RESULT as TEXT_RESULT
 from training_text import to_markdown as text_table
 
 from wasi_export.durable import write_bytes
-from wasi_export.runtimes.host import describe_host
 
 RESULT = Path("benchmarks/results/training.json")
 PAGES = ("README.md", "docs/accuracy.md", "docs/training.md")
@@ -55,7 +53,7 @@ def train(result: dict[str, Any], names: list[str], seeds: list[int], work: Path
                 continue
             found = train_row(row, checkpoint, work / f"{name}-{seed}", model=MODEL, seed=seed)
             result["runs"].append({"row": name, "seed": seed, "settings": row.settings, **found})
-            save(result)
+            write_result(RESULT, result)
 
 
 def measure(result: dict[str, Any], names: list[str]) -> None:
@@ -66,16 +64,16 @@ def measure(result: dict[str, Any], names: list[str]) -> None:
             if name not in rows:
                 rows[name] = {"shape": shape.name, "row": name, **step_costs(METHODS[name], shape)}
                 result["costs"].append(rows[name])
-                save(result)
+                write_result(RESULT, result)
         if any("wall_s" not in rows[name] for name in names):
             for name, times in step_times(names, shape).items():
                 rows[name] |= times
-            save(result)
+            write_result(RESULT, result)
 
 
 def write_docs(result: dict[str, Any], root: Path) -> None:
     """Puts the tables between their marks in the pages, and draws the plot."""
-    text = json.loads((root / TEXT_RESULT).read_text(encoding="utf-8"))
+    text = read_result(root / TEXT_RESULT)
     for page in (root / name for name in PAGES):
         write_bytes(page, with_tables(page.read_text(encoding="utf-8"), result, text).encode())
     plot(result, root / PLOT)
@@ -91,39 +89,19 @@ def with_tables(page: str, result: dict[str, Any], text: dict[str, Any]) -> str:
     return page
 
 
-def save(result: dict[str, Any]) -> None:
-    """Writes the result, whole or not at all."""
-    write_bytes(RESULT, json.dumps(result, indent=1).encode() + b"\n")
-
-
-def new_result() -> dict[str, Any]:
-    """Returns a result without figures."""
-    host = json.loads(describe_host().model_dump_json())
-    return {
-        "protocol": __doc__,
-        "backbone": SOURCE,
-        "host": host,
-        "torch": torch.__version__,
-        "runs": [],
-        "costs": [],
-    }
-
-
 def main() -> None:
     """Runs the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--train", action="store_true", help="runs: accuracy")
     parser.add_argument("--parts", action="store_true", help="of the parts of our recipe, not of the methods")
     parser.add_argument("--cost", action="store_true", help="steps: memory and time")
     parser.add_argument("--docs", action="store_true", help="tables and plot into the pages")
-    parser.add_argument("--json", action="store_true", help="print the result")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), metavar="ROW", help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--work", type=Path, default=Path("runs/training"), help="folder of the runs")
     options = parser.parse_args()
-    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else new_result()
+    new = new_result(__doc__, backbone=SOURCE, torch=torch.__version__, runs=[], costs=[])
+    result = read_result(RESULT, new)
     if options.train:
         chosen = [name for name in ROWS if name not in METHODS] if options.parts else list(METHODS)
         train(result, options.rows or chosen, options.seeds, options.work)
@@ -132,7 +110,7 @@ def main() -> None:
     if options.docs:
         write_docs(result, Path())
     if options.json:
-        print(json.dumps(result, indent=1))
+        print(to_json(result))
 
 
 if __name__ == "__main__":

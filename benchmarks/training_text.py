@@ -12,9 +12,6 @@ factors.
 Finished runs are in the result and are not done again.
 """
 
-import argparse
-import json
-import platform
 import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,11 +19,11 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from kept import new_parser, new_result, read_result, to_json, write_result
 from text_encoder import SOURCE, TextEncoder, docstrings_of, find_folder, read_encoder
 from torch import Tensor, nn
 
 from wasi_export.config import SubspaceConfig, TrainConfig
-from wasi_export.durable import write_bytes
 from wasi_export.subspace.inject import factor_layers
 from wasi_export.subspace.planner import decide, measure_layers
 from wasi_export.training.first_part import lora_form
@@ -170,24 +167,17 @@ def to_markdown(result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Runs what is missing, writes the result and prints the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--json", action="store_true", help="print the result in place of the table")
     options = parser.parse_args()
-    new = {
-        "protocol": __doc__, "model": SOURCE, "python": platform.python_version(),
-        "torch": torch.__version__, "runs": [],
-    }  # fmt: skip
-    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else new
+    result = read_result(RESULT, new_result(__doc__, model=SOURCE, torch=torch.__version__, runs=[]))
     folder = find_folder()
     for seed in options.seeds:
         for name, subspace in ROWS.items():
             if not any((run["row"], run["seed"]) == (name, seed) for run in result["runs"]):
                 result["runs"].append({"row": name, "seed": seed, **train(subspace, folder, seed)})
-                write_bytes(RESULT, json.dumps(result, indent=1).encode() + b"\n")
-    print(json.dumps(result, indent=1) if options.json else to_markdown(result))
+                write_result(RESULT, result)
+    print(to_json(result) if options.json else to_markdown(result))
 
 
 if __name__ == "__main__":

@@ -56,15 +56,15 @@ def translate_conv2d(
         weight,
         bias,
         kernel_shape=_sizes(weight)[2:],
-        strides=_pair(stride),
-        pads=[*_pair(padding), *_pair(padding)],
-        dilations=_pair(dilation),
+        strides=pair_of(stride),
+        pads=[*pair_of(padding), *pair_of(padding)],
+        dilations=pair_of(dilation),
         group=groups,
     )
     return y
 
 
-def _pair(sizes: Sequence[int]) -> list[int]:
+def pair_of(sizes: Sequence[int]) -> list[int]:
     """Returns a size for each of the two axes; torch lets one stand for both."""
     return list(sizes) if len(sizes) == 2 else [*sizes, *sizes]
 

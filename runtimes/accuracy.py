@@ -121,5 +121,10 @@ def predict(
     for start in track(starts, "accuracy", len(starts)):
         batch = [images[index][0] for index in range(start, min(start + batch_size, len(images)))]
         logits = session.run(preprocess.batch(batch))
-        found.append(np.where(np.isnan(logits).any(axis=1), -1, logits.argmax(axis=1)))
+        found.append(answers_of(logits))
     return np.concatenate(found)
+
+
+def answers_of(logits: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Returns the index of the largest of the logits [N, classes], [N]; -1 where one is not a number."""
+    return np.where(np.isnan(logits).any(axis=1), -1, logits.argmax(axis=1))

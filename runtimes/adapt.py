@@ -87,6 +87,9 @@ class AdaptProgress(Frozen):
     seconds: float = 0.0
     best_accuracy: float | None = None
     best_epoch: int = 0
+    """The last epoch with that accuracy, whose state is kept."""
+    improved_epoch: int = 0
+    """The first one with it, from which patience counts."""
     history: tuple[AdaptEpoch, ...] = ()
     ended: Ended = ""
 
@@ -285,8 +288,10 @@ class _Training:
 
     def _end_epoch(self, epoch: int, train_loss: float | None, signals: StopSignals) -> None:
         """Judges the state on held-out images, and keeps it where it is the best."""
-        accuracy = self._accuracy(signals)
-        if accuracy is None or accuracy >= (self.progress.best_accuracy or 0.0):
+        accuracy, best = self._accuracy(signals), self.progress.best_accuracy
+        if accuracy is None or best is None or accuracy > best:
+            self._advance(improved_epoch=epoch)
+        if accuracy is None or best is None or accuracy >= best:
             self._advance(best_accuracy=accuracy, best_epoch=epoch)
             if accuracy is not None:
                 self.states.keep_best(self.adapter.session.tensors())
@@ -301,7 +306,7 @@ class _Training:
         self._advance(epoch=epoch, batch=0, loss_sum=0.0, history=(*self.progress.history, line))
         if epoch == self.options.epochs:
             self._end("epochs")
-        elif self.options.patience and epoch - self.progress.best_epoch >= self.options.patience:
+        elif self.options.patience and epoch - self.progress.improved_epoch >= self.options.patience:
             self._end("patience")
         self._commit()
         if self.on_epoch is not None:

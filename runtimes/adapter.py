@@ -3,7 +3,7 @@
 adapter = Adapter.open("bundle")
 loss = adapter.step(images, labels)     # images: of Pillow, or arrays [B, C, H, W] as the model takes them
 classes = adapter.predict(images)
-adapter.save("state")
+adapter.save("by-hand")
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ from PIL import Image
 
 from wasi_export.artifact import Bundle
 from wasi_export.errors import DataError, IntegrityError
+from wasi_export.runtimes.accuracy import answers_of
 from wasi_export.runtimes.preprocess import Preprocess
 from wasi_export.runtimes.state_folder import StateFolder, read_state
 from wasi_export.runtimes.training_session import StepResult, TrainingSession
@@ -25,9 +26,7 @@ Images = Sequence[Image.Image] | NDArray[np.float32]
 
 
 class Saved(Frozen):
-    """Header of a state that was saved by hand."""
-
-    steps: int = 0
+    """Header of a state that was saved by hand: it goes with no progress."""
 
 
 class Adapter:
@@ -45,7 +44,6 @@ class Adapter:
         self.session = TrainingSession.open(bundle, threads=threads)
         self.settings = self.session.facts.settings
         self.preprocess = Preprocess(bundle.manifest.input)
-        self.steps = 0
 
     @classmethod
     def open(cls, path: str | Path, *, threads: int = 1) -> Self:
@@ -100,17 +98,15 @@ class Adapter:
                 clip_norm=float("inf") if clip is None else clip,
                 last=start + size >= len(inputs),
             )
-        self.steps += 1
         return result
 
     def predict(self, images: Images) -> NDArray[np.int64]:
-        """Returns the index of the class of each image.
+        """Returns the index of the class of each image; -1 where an output is not a number.
 
         Raises:
             ModelFailedError: the graph cannot take the images.
         """
-        found: NDArray[np.int64] = self.session.outputs(self.inputs(images)).argmax(axis=1)
-        return found
+        return answers_of(self.session.outputs(self.inputs(images)))
 
     def inputs(self, images: Images) -> NDArray[np.float32]:
         """Returns images as the model takes them, [B, C, H, W]."""
@@ -136,9 +132,10 @@ class Adapter:
 
         Raises:
             UsageError: the folder cannot be written.
+            ConfigError: it has a state that `wasi-export adapt` wrote.
         """
         states = StateFolder(Path(folder), Saved, self.identity)
-        states.commit(Saved(steps=self.steps), self.session.tensors())
+        states.commit(Saved(), self.session.tensors())
 
     def load(self, folder: str | Path) -> None:
         """Takes over what was saved.

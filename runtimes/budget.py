@@ -55,8 +55,8 @@ class Budget:
         rss_mb = psutil.Process().memory_info().rss / 1e6
         if self.max_rss_mb is not None and rss_mb > self.max_rss_mb:
             raise HostError(
-                f"the process takes {rss_mb:.0f} MB, --max-rss allows {self.max_rss_mb:g}: the last step is "
-                "saved, go on with a smaller --batch-size"
+                f"the process takes {rss_mb:.0f} MB, --max-rss-mb allows {self.max_rss_mb:g}: the last step "
+                "is saved, go on with a smaller --batch-size"
             )
         if self._is_hotter_than(0.0):
             while self._is_hotter_than(-COOL_DOWN_CELSIUS) and not (self._is_over() or is_stopped()):

@@ -25,9 +25,18 @@ class EnergyMeter:
         self._microjoules = 0
 
     def joules(self) -> float:
-        """Returns what was taken so far; to be asked once a round at least, which takes many minutes."""
+        """Returns what was taken so far; to be asked once a round at least, which takes many minutes.
+
+        Raises:
+            HostError: a counter cannot be read any more.
+        """
         for domain, last in self._last.items():
-            now = _number(domain / "energy_uj")
+            try:
+                now = _number(domain / "energy_uj")
+            except (OSError, ValueError) as error:
+                raise HostError(
+                    f"the energy meter cannot be read any more ({error}): leave out --max-joules"
+                ) from error
             self._microjoules += now - last if now >= last else now - last + self._ranges[domain]
             self._last[domain] = now
         return self._microjoules / 1e6
@@ -47,7 +56,7 @@ def open_meter(powercap: Path = POWERCAP) -> EnergyMeter:
         )
     try:
         return EnergyMeter(domains)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise HostError(
             f"the energy meter cannot be read ({error}): let this user read it, or leave out --max-joules"
         ) from error

@@ -25,9 +25,10 @@ from pathlib import Path
 
 from wasi_export.errors import HostError, WasiExportError
 from wasi_export.report import Instructions
+from wasi_export.runtimes.cache import cache_folder, made_once
 from wasi_export.runtimes.session import Session
 from wasi_export.runtimes.targets.arm64 import COUNTER
-from wasi_export.runtimes.targets.packages import cache_folder, content_key, made_once
+from wasi_export.runtimes.targets.packages import content_key
 from wasi_export.runtimes.targets.target import LocalTarget, Target, output_of
 
 MARK = 0x515700

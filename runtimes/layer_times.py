@@ -15,7 +15,6 @@ day, they are scaled by the dense forms, which are always measured again.
 """
 
 import hashlib
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -148,14 +147,6 @@ def measure_forms(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, TimesFile(conditions=conditions, timed=tuple(timed)).model_dump_json().encode())
     return {form: times[form] for form in forms}
-
-
-def cache_folder() -> Path:
-    """Returns our folder in the user's cache folder.
-
-    Source: XDG Base Directory Specification.
-    """
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wasi-export"
 
 
 def _runner(form: LinearForm, graph: Graph, threads: int) -> Callable[[], object]:

@@ -17,8 +17,6 @@ from wasi_export.errors import ModelFailedError, NothingToCheckError, ParityErro
 from wasi_export.runtimes.session import Session
 
 BATCHES = (1, 2, 7)
-PARITY_TOLERANCE = 1e-5
-"""Of the output scale, where the configuration has none; fp32 graphs reach 1e-6."""
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from wasi_export.artifact import Bundle, Golden
-from wasi_export.errors import IntegrityError, WasiExportError
+from wasi_export.errors import WasiExportError
 from wasi_export.report import Check
 from wasi_export.runtimes.host import describe_host
 from wasi_export.runtimes.session import Session
@@ -105,18 +104,6 @@ def trained(bundle: Bundle, golden: Golden, *, seconds: float, steps: int) -> di
 def write(tensors: Tensors, path: Path) -> None:
     """Writes what was computed."""
     save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path)
-
-
-def read(path: Path) -> Tensors:
-    """Returns what was computed.
-
-    Raises:
-        IntegrityError: the file is not what the library wrote.
-    """
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise IntegrityError(f"{path} holds no results of a machine: {error}") from error
 
 
 def compare(bundle: Bundle, theirs: Tensors, *, name: str) -> Iterator[Check]:

@@ -8,6 +8,9 @@ Each says in its header which training step it is a state of. A commit is writte
 after the old one was renamed to `previous`. So at any moment one of the two is whole, and the folder is read
 from the newer one that is. A state that is not whole never takes the place of `previous`, which is all there
 is then.
+
+A commit also names the kind of what stands in its header. One of another kind, as `Adapter.save` and `adapt`
+write, is not damage: it is neither written over nor passed by, but refused.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +29,7 @@ from wasi_export.untrusted.document import parse_document
 from wasi_export.untrusted.tensors import read_tensors
 
 STATE, PREVIOUS, BEST = "state.safetensors", "previous.safetensors", "best.safetensors"
-_HEADER, _OWNER = "progress", "training step"
+_HEADER, _OWNER, _KIND = "progress", "training step", "kind"
 P = TypeVar("P", bound=Frozen)
 T = TypeVar("T")
 
@@ -37,17 +40,22 @@ class StateFolder(Generic[P]):
     def __init__(self, path: Path, progress: type[P], owner: str) -> None:
         """Makes nothing yet; `owner` is the hash of the training step."""
         self.path, self._progress, self._owner = path, progress, owner
+        self._kind = progress.__name__
 
     def commit(self, progress: P, tensors: Mapping[str, NDArray[np.float32]]) -> None:
         """Writes a state that will be there after a power cut.
 
         Raises:
             UsageError: the folder cannot be written.
+            ConfigError: it has a state of another kind.
         """
-        data = save(dict(tensors), metadata={_HEADER: progress.model_dump_json(), _OWNER: self._owner})
+        header = {_HEADER: progress.model_dump_json(), _KIND: self._kind, _OWNER: self._owner}
+        data = save(dict(tensors), metadata=header)
         state = self.path / STATE
+        found = _header(state)
+        _require_kind(state, found, self._kind)
         with writing(state), made_folder(self.path), written_beside(state, data) as file:
-            if _is_whole(state):
+            if _KIND in found:
                 state.replace(self.path / PREVIOUS)
             file.replace(state)
             sync_folder(self.path)
@@ -65,7 +73,7 @@ class StateFolder(Generic[P]):
 
         Raises:
             IntegrityError: there are states and none is whole.
-            ConfigError: they are of another training step.
+            ConfigError: they are of another training step, or the newest is of another kind.
         """
         found = _newest(self.path, self._read)
         if found is not None:
@@ -82,6 +90,7 @@ class StateFolder(Generic[P]):
 
     def _read(self, path: Path) -> tuple[P, dict[str, NDArray[np.float32]], dict[str, str]]:
         tensors, header = _tensors(path)
+        _require_kind(path, header, self._kind)
         try:
             return parse_document(header.get(_HEADER, ""), self._progress), tensors, header
         except MalformedError as error:
@@ -128,13 +137,21 @@ def _require_owner(path: Path, header: Mapping[str, str], owner: str) -> None:
         )
 
 
-def _is_whole(path: Path) -> bool:
-    """Returns whether the header is there and the file as long as it says; its tensors are not read."""
+def _require_kind(path: Path, header: Mapping[str, str], kind: str) -> None:
+    if (got := header.get(_KIND, kind)) != kind:
+        raise ConfigError(
+            f"{path} is a state of another kind ({got}, this is {kind}), which is not to be lost: name "
+            "another folder"
+        )
+
+
+def _header(path: Path) -> Mapping[str, str]:
+    """Returns the header of a file that is as long as it says, else an empty one; no tensor is read."""
     try:
-        with safe_open(path, framework="np"):
-            return True
+        with safe_open(path, framework="np") as file:
+            return file.metadata() or {}
     except (OSError, SafetensorError):
-        return False
+        return {}
 
 
 def _tensors(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]]:

@@ -17,14 +17,13 @@ from typing import Self
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from wasi_export.artifact import Bundle
 from wasi_export.errors import IntegrityError, ModelFailedError, UsageError
 from wasi_export.manifest import BASES, EVALUATE, PARAMETERS, STEP, UPDATE, TrainingGraph
 from wasi_export.runtimes.bound_graph import BoundGraph
 from wasi_export.runtimes.session import one_line, open_model, session_options
+from wasi_export.untrusted.tensors import load_unchecked
 
 Tensors = Mapping[str, NDArray[np.float32]]
 
@@ -67,10 +66,10 @@ class TrainingSession:
         self.facts, self.threads = facts, threads
         self._evaluate_path = evaluate
         self._evaluate: ort.InferenceSession | None = None
-        self._step = BoundGraph(step, self._options(facts.optimise))
+        self._step = BoundGraph(step, step_options(threads=threads))
         self._update: BoundGraph | None = None
         if facts.settings.accumulate:
-            self._update = BoundGraph(step.with_name(Path(UPDATE).name), self._options(facts.optimise))
+            self._update = BoundGraph(step.with_name(Path(UPDATE).name), step_options(threads=threads))
         self._images = next(iter(self._step.inputs))
         shapes = dict(self._step.inputs) | (dict(self._update.inputs) if self._update else {})
         stored = (*facts.parameters, *facts.bases)
@@ -102,9 +101,9 @@ class TrainingSession:
     @classmethod
     def load(cls, folder: Path, facts: TrainingGraph, *, threads: int = 1) -> Self:
         """Returns the step in the folder of a bundle."""
-        parameters = read_tensors(folder / PARAMETERS)
+        parameters = load_unchecked(folder / PARAMETERS, "parameters")
         if facts.bases:
-            parameters |= read_tensors(folder / BASES)
+            parameters |= load_unchecked(folder / BASES, "bases")
         return cls(folder / STEP, folder / EVALUATE, facts, parameters, threads=threads)
 
     def step(
@@ -164,7 +163,9 @@ class TrainingSession:
             ModelFailedError: the graph cannot take them, or fails.
         """
         if self._evaluate is None:
-            self._evaluate = open_model(self._evaluate_path, self._options(optimise=True))
+            self._evaluate = open_model(
+                self._evaluate_path, step_options(threads=self.threads, optimise=True)
+            )
         binding = self._evaluate.io_binding()
         for name in self.facts.parameters:
             binding.bind_ortvalue_input(name, self._state[name])
@@ -211,22 +212,19 @@ class TrainingSession:
             self._state[name].update_inplace(np.zeros(self._state[name].shape(), np.float32))
         self._is_part_done = False
 
-    def _options(self, optimise: bool) -> ort.SessionOptions:
-        options = session_options(threads=self.threads, optimise=optimise)
-        options.enable_mem_pattern = False  # it would hold what the largest batch so far took
-        return options
 
+def step_options(*, threads: int, optimise: bool = False) -> ort.SessionOptions:
+    """Returns how a training step is run: as it is written.
 
-def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Returns the tensors of a file.
+    A runtime that optimises finds what is to be computed again to be there already, and keeps it.
 
-    Raises:
-        IntegrityError: it is missing or not what the library wrote.
+    Args:
+        threads: of onnxruntime.
+        optimise: for the forward pass alone, where nothing is computed twice.
     """
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise IntegrityError(f"{path} holds no state: {error}") from error
+    options = session_options(threads=threads, optimise=optimise)
+    options.enable_mem_pattern = False  # it would hold what the largest batch so far took
+    return options
 
 
 def _buffer(state: Tensors, name: str, shape: Sequence[int]) -> ort.OrtValue:

@@ -143,7 +143,7 @@ class TorchSteps:
     def _give_bases(self, name: str) -> Callable[[SubspaceLinear, tuple[Tensor]], None]:
         def hook(layer: SubspaceLinear, inputs: tuple[Tensor]) -> None:
             layer.feature_basis, layer.token_basis = self.bases[name].feature, self.bases[name].token
-            layer.passes = torch.ones((), dtype=torch.int64)  # its own turn to move them is every eighth
+            layer.passes = 1  # its own turn to move them is every eighth
             self.bases[name] = follow(inputs[0].detach(), self.bases[name])
 
         return hook

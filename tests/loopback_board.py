@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from wasi_export.runtimes.cache import cache_folder, made_once
 from wasi_export.runtimes.targets.arm64 import open_arm64
 from wasi_export.runtimes.targets.debian import Archive, unpack
-from wasi_export.runtimes.targets.packages import cache_folder, made_once
 
 CONFIG = """
 ListenAddress 127.0.0.1

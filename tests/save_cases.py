@@ -243,7 +243,7 @@ def empty_run(folder: Path) -> None:
 
 def read_run(folder: Path) -> object:
     """Whether there is a finished run, all of it; else how far the training is."""
-    from wasi_export.run_folder import CONFIG
+    from wasi_export.manifest import CONFIG
     from wasi_export.training.checkpoint import read_facts
 
     facts = read_facts(folder)

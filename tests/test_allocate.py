@@ -155,6 +155,16 @@ def test_epsilon_holds_for_the_mean_over_layers_with_the_fewest_parameters() -> 
             assert sum(t.error(fewer[t.name]) for t in spectra) > 0.1 * len(spectra)
 
 
+@pytest.mark.parametrize(
+    "config", [{}, {"rank": 32}, {"fraction": 0.5}, {"epsilon": 0.9}], ids=lambda config: str(config)
+)
+@pytest.mark.parametrize("allocation", ["uniform", "output_error"])
+def test_of_no_layers_no_ranks_are_chosen_whatever_the_allocation(
+    allocation: str, config: dict[str, float]
+) -> None:
+    assert ranks_of([], SubspaceConfig.model_validate({"allocation": allocation, **config})) == {}
+
+
 def test_uniform_allocation_and_an_explicit_rank_are_each_layers_own() -> None:
     spectra = [spectrum("a", decay=0.2), spectrum("b", decay=0.01)]
     assert ranks_of(spectra, SubspaceConfig(fraction=0.5)) == {"a": 96, "b": 96}

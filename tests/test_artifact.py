@@ -1,5 +1,8 @@
 """Bundles that notice any change."""
 
+import errno
+import hashlib
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -38,9 +41,19 @@ def test_a_finished_bundle_opens_and_lists_every_file_but_its_own_two(finished_b
     assert golden.labels.tolist() == golden.outputs.argmax(axis=1).tolist()
 
 
+def test_the_wanted_files_are_copied_with_their_folders(learning_bundle: Path, tmp_path: Path) -> None:
+    opened = Bundle.open(learning_bundle)
+    wanted = {name for name in opened.manifest.files if name.startswith("train/")} | {MODEL}
+    assert len(wanted) > 2
+    opened.copy_files(tmp_path, wanted.__contains__)
+    assert names(tmp_path) == wanted | {"train"}
+    assert all(file_sha256(tmp_path / name) == opened.manifest.files[name].sha256 for name in wanted)
+
+
 def test_a_manifest_is_read_back_as_it_was_written(bundle: Path) -> None:
     manifest = Bundle.open(bundle).manifest
     before = (bundle / MANIFEST).read_bytes()
+    assert before.startswith(b'{\n  "')  # a person can read it, too
     write_bundle_manifest(bundle, manifest)
     assert (bundle / MANIFEST).read_bytes() == before
     assert Bundle.open(bundle).manifest == manifest
@@ -68,6 +81,39 @@ def test_any_changed_byte_of_any_file_is_found(
 def test_a_truncated_file_is_named(bundle: Path, name: str) -> None:
     (bundle / name).write_bytes((bundle / name).read_bytes()[:-1])
     with pytest.raises(IntegrityError, match=name.replace(".", r"\.")):
+        Bundle.open(bundle)
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_file_of_another_size_is_told_with_both_sizes(bundle: Path, more: int) -> None:
+    size = (bundle / MODEL).stat().st_size
+    os.truncate(bundle / MODEL, size + more)
+    with pytest.raises(
+        IntegrityError, match=rf"model\.onnx has {size + more} bytes, the manifest says {size}:"
+    ):
+        Bundle.open(bundle)
+
+
+def test_a_file_of_another_hash_is_told_with_both_hashes(bundle: Path) -> None:
+    before = file_sha256(bundle / MODEL)
+    flip(bundle / MODEL, -1, 1)
+    now = file_sha256(bundle / MODEL)
+    message = f"model.onnx has sha256 {now[:12]}…, the manifest says {before[:12]}…: export it again"
+    with pytest.raises(IntegrityError) as caught:
+        Bundle.open(bundle)
+    assert message in str(caught.value)
+
+
+def test_a_disk_that_cannot_be_read_is_told(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(hashlib, "file_digest", fail)
+        with pytest.raises(IntegrityError, match=r"bundle .* cannot be read: .*Input/output error"):
+            Bundle.open(bundle)
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(IntegrityError, match=r"manifest\.json is not a manifest: .*Input/output error"):
         Bundle.open(bundle)
 
 
@@ -142,3 +188,13 @@ def test_golden_data_of_another_kind_is_refused(bundle: Path) -> None:
     write_bundle_manifest(bundle, manifest)
     with pytest.raises(IntegrityError, match=r"holds no golden data of this model but .*\[5, 3, 4, 5\]"):
         Bundle.open(bundle).golden()
+
+
+def test_golden_labels_are_one_for_each_image(bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    golden = opened.golden()
+    for labels in (np.int64(3), golden.labels[:4], golden.labels[:, None]):
+        tensors = {"images": golden.images, "outputs": golden.outputs, "labels": np.array(labels)}
+        save_file(tensors, bundle / GOLDEN)
+        with pytest.raises(IntegrityError, match="holds no golden data of this model but"):
+            opened.golden()

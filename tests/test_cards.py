@@ -1,5 +1,6 @@
 """What others read of a bundle: the model card, and the bill of materials."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -60,6 +61,17 @@ def test_the_card_says_what_the_model_takes_and_how_it_was_made(bundle: Path) ->
     assert "\n\n\n" not in card
 
 
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [("vit_tiny_patch16_224.augreg", "timm/vit_tiny_patch16_224.augreg"), ("hf-hub:me/mine", "me/mine")],
+)
+def test_the_card_names_the_model_as_the_hub_does(bundle: Path, name: str, base: str) -> None:
+    opened = Bundle.open(bundle)
+    facts = opened.manifest.model.model_copy(update={"name": name})
+    manifest = opened.manifest.model_copy(update={"model": facts})
+    assert f'\nbase_model: "{base}"\n' in to_model_card(dataclasses.replace(opened, manifest=manifest))
+
+
 def test_with_a_report_the_card_says_what_was_checked(bundle: Path, tmp_path: Path) -> None:
     write_report(validate(Bundle.open(bundle), Thresholds(max_size_mb=1e-6)), tmp_path)
     done = run("card", bundle, "--report", tmp_path / "report.json")
@@ -83,6 +95,42 @@ def test_a_name_does_not_break_the_card_apart(tmp_path: Path, hostile: str) -> N
     )
     assert row.replace("\\|", "").count("|") == 3
     assert "<script>" not in row
+
+
+HOSTILE = "2026 |\n\n<script>alert(1)</script>\n\n# owned"
+
+
+def test_no_text_of_a_manifest_or_a_report_begins_a_tag_or_a_line_of_the_card(
+    bundle: Path, tmp_path: Path
+) -> None:
+    """Whatever the pattern of a field lets pass: the template trusts none of them."""
+    opened = Bundle.open(bundle)
+    report = validate(opened, Thresholds())
+    facts = dict.fromkeys(("name", "output", "min_onnxruntime", "created", "data_fingerprint"), HOSTILE)
+    manifest = opened.manifest.model_copy(
+        update={
+            **facts,
+            "model": opened.manifest.model.model_copy(update={"name": HOSTILE}),
+            "input": opened.manifest.input.model_copy(update={"name": HOSTILE}),
+            "classes": (HOSTILE, HOSTILE),
+            "tools": {HOSTILE: HOSTILE},
+            "metrics": {HOSTILE: 1.0},
+        }
+    )
+    hostile = report.model_copy(
+        update={
+            "host": report.host.model_copy(update={"processor": HOSTILE}),
+            "checks": tuple(
+                check.model_copy(update={"name": HOSTILE, "unit": HOSTILE, "detail": HOSTILE})
+                for check in report.checks
+            ),
+        }
+    )
+    plain = to_model_card(opened, report)
+    card = to_model_card(dataclasses.replace(opened, manifest=manifest), hostile)
+    assert "<script" not in card
+    assert not [line for line in card.splitlines() if line.startswith("# owned")]
+    assert len(card.splitlines()) == len(plain.splitlines())
 
 
 def test_a_card_is_no_json_so_it_needs_a_file_with_it(bundle: Path) -> None:

@@ -10,6 +10,8 @@ from xml.etree import ElementTree as ET
 import pytest
 from helpers import make_bundle
 
+from wasi_export.errors import worst
+
 CI = Path(__file__).parents[1] / ".ci"
 
 
@@ -52,6 +54,18 @@ def test_a_check_that_failed_here_is_told_also_where_no_arm_can_be_emulated(
     assert done.returncode == 1
     assert "failed: parity error" in done.stdout
     assert "::error title=tiny%3A parity error::failed: 0.09" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("here", "there"),
+    [(0, 0), (0, 3), (1, 0), (1, 3), (5, 1), (1, 5), (5, 3), (3, 5), (1, 6), (2, 130), (6, 70), (137, 1)],
+)
+def test_the_recipe_ends_with_the_worst_exit_code(tmp_path, here, there):
+    program = tmp_path / "wasi-export"
+    program.write_text(f'#!/bin/sh\ncase "$*" in *--target*) exit {there};; esac\nexit {here}\n')
+    program.chmod(0o755)
+    done = run_recipe(f"{tmp_path}:{os.defpath}", tmp_path / "summary", "bundle", "report")
+    assert done.returncode == worst([here, there]), done.stderr
 
 
 def test_the_action_calls_the_recipe_and_takes_no_input_for_code():

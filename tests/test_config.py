@@ -7,6 +7,7 @@ import pytest
 import wasi_export
 from wasi_export.config import Config, Thresholds
 from wasi_export.errors import ConfigError
+from wasi_export.settings import Frozen, validated
 
 
 def write(folder: Path, text: str) -> Path:
@@ -67,12 +68,40 @@ def test_an_unknown_key_is_answered_with_the_nearest_known_one(
         ("[model]\nkwargs = { drop_rate = nan }", "model.kwargs.drop_rate must be a finite number"),
         (
             "[model]\nkwargs = { depth = 1979-05-27 }",
-            "model.kwargs.depth must not be a date or a time, got 1979-05-27",
+            "model.kwargs.depth must not be a date or a time, got 1979-05-27: text goes in quotes, "
+            """as 'model.kwargs.depth="1979-05-27"'""",
         ),
     ],
 )
 def test_a_wrong_value_is_shown_with_its_key_and_its_bound(tmp_path: Path, text: str, message: str) -> None:
     assert refusal(text, tmp_path) == message
+
+
+def test_a_value_of_another_kind_is_no_unknown_key(tmp_path: Path) -> None:
+    message = refusal("[model]\npretrained = 'maybe'", tmp_path)
+    assert message.startswith("model.pretrained: Input should be a valid boolean")
+    assert message.endswith(", got 'maybe'")
+
+
+def test_an_unknown_key_of_a_section_that_may_be_left_out_has_its_nearest_one() -> None:
+    class Inner(Frozen):
+        size: int = 1
+
+    class Outer(Frozen):
+        inner: Inner | None = None
+
+    with pytest.raises(ConfigError, match=r"^here: unknown key 'inner\.sise', did you mean 'size'\?$"):
+        validated(Outer, {"inner": {"sise": 2}}, origin="here")
+
+
+@pytest.mark.parametrize("text", ["seed = " + "9" * 5000, "model = " + "[" * 100_000])
+def test_what_python_cannot_read_is_no_toml(tmp_path: Path, text: str) -> None:
+    assert "is not TOML" in refusal(text, tmp_path)
+
+
+def test_an_override_that_python_cannot_read_is_a_string() -> None:
+    for text in ("9" * 5000, "[" * 100_000):
+        assert Config.from_mapping({}, [f"model.name={text}"]).model.name == text
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
@@ -87,8 +116,8 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
 def test_two_measures_of_rank_are_refused(tmp_path: Path, pair: tuple[str, str]) -> None:
     values = {"epsilon": "0.9", "fraction": "0.4", "rank": "64"}
     text = "[subspace]\n" + "\n".join(f"{key} = {values[key]}" for key in pair)
-    expected = f"give one of epsilon, fraction and rank, got {pair[0]} and {pair[1]}"
-    assert expected in refusal(text, tmp_path)
+    expected = f"subspace: give one of epsilon, fraction and rank, got {pair[0]} and {pair[1]}"
+    assert refusal(text, tmp_path) == expected
 
 
 def test_an_override_wins_over_the_file(tmp_path: Path) -> None:
@@ -170,8 +199,58 @@ def test_thresholds_are_read_from_toml(tmp_path: Path) -> None:
 
 
 def test_a_mistyped_threshold_is_refused_and_not_left_unchecked(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"unknown key 'min_acuracy', did you mean 'min_accuracy'\?"):
+    message = r"my\.toml: unknown key 'min_acuracy', did you mean 'min_accuracy'\?"
+    with pytest.raises(ConfigError, match=message):
         Thresholds.from_toml(write(tmp_path, "min_acuracy = 0.9\n"))
+
+
+TINY = 1e-300
+WITHIN = {
+    "max_parity_error": (TINY, 2.0),
+    "min_accuracy": (None, 0.0, 0.5, 1.0),
+    "max_accuracy_drop": (None, -1.0, 0.0, 0.5, 1.0),
+    "accuracy_confidence": (None, 0.8, 0.999),
+    "max_latency_ratio": (None, TINY, 2.0),
+    "max_size_mb": (None, TINY, 2.0),
+    "max_memory_mb": (None, TINY, 2.0),
+}
+BEYOND = {
+    "max_parity_error": (0.0, -TINY),
+    "min_accuracy": (-TINY, 1.001),
+    "max_accuracy_drop": (-1.001, 1.001),
+    "accuracy_confidence": (0.799, 1.0),
+    "max_latency_ratio": (0.0, -TINY),
+    "max_size_mb": (0.0, -TINY),
+    "max_memory_mb": (0.0, -TINY),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in WITHIN for value in WITHIN[name]])
+def test_a_threshold_within_its_bounds_is_one(name: str, value: float | None) -> None:
+    values = {"max_accuracy_drop": 0.1, name: value}
+    assert Thresholds.model_validate(values).model_dump()[name] == value
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in BEYOND for value in BEYOND[name]])
+def test_a_threshold_beyond_its_bounds_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"^thresholds: {name}: Input should be .*, got {value}$"):
+        Thresholds.from_toml(None, {"max_accuracy_drop": 0.1, name: value})
+
+
+def test_every_threshold_has_its_bounds() -> None:
+    assert set(WITHIN) == set(BEYOND) == set(Thresholds.model_fields)
+
+
+@pytest.mark.parametrize("names", [(), ("min_accuracy",), ("max_accuracy_drop",)])
+def test_a_confidence_is_of_a_threshold(names: tuple[str, ...]) -> None:
+    values = dict.fromkeys((*names, "accuracy_confidence"), 0.9)
+    if names:
+        assert Thresholds.from_toml(None, values).accuracy_confidence == 0.9
+        return
+    with pytest.raises(
+        ConfigError, match=r"^thresholds: accuracy_confidence is how sure .*: set one of them"
+    ):
+        Thresholds.from_toml(None, values)
 
 
 def test_thresholds_given_apart_win_over_the_file(tmp_path: Path) -> None:
@@ -179,12 +258,28 @@ def test_thresholds_given_apart_win_over_the_file(tmp_path: Path) -> None:
     assert Thresholds.from_toml(path, {"min_accuracy": 0.5}) == Thresholds(min_accuracy=0.5, max_size_mb=20)
 
 
+def test_what_has_a_default_can_be_switched_off(tmp_path: Path) -> None:
+    config = Config.from_toml(write(tmp_path, '[train.dense]\nclip_grad = "off"\n'), ["adapt.clip_grad=off"])
+    assert config.train.dense.clip_grad is config.adapt.clip_grad is None
+    assert config.train.subspace.clip_grad == 1.0
+    assert refusal("[adapt]\nclip_grad = 0", tmp_path).startswith("adapt.clip_grad: Input should be greater")
+    assert Config.from_mapping({}, ["adapt.clip_grad=0.5"]).adapt.clip_grad == 0.5
+
+
+@pytest.mark.parametrize("value", ["on", "never", "OFF"])
+def test_nothing_but_off_switches_off(tmp_path: Path, value: str) -> None:
+    message = refusal(f"[adapt]\nclip_grad = '{value}'", tmp_path)
+    assert message.startswith("adapt.clip_grad: Input should be a valid number")
+
+
 def test_a_wrong_threshold_without_a_file_is_shown_with_its_bound() -> None:
     with pytest.raises(ConfigError, match=r"thresholds: min_accuracy: Input should be less .*, got 1\.7"):
         Thresholds.from_toml(None, {"min_accuracy": 1.7})
 
 
-@pytest.mark.parametrize("overrides", [[], ["subspace.epsilon=0.9", "model.checkpoint='weights.pth'"]])
+@pytest.mark.parametrize(
+    "overrides", [[], ["subspace.epsilon=0.9", "model.checkpoint='weights.pth'", "adapt.clip_grad=off"]]
+)
 def test_the_built_in_configuration_survives_being_written_as_toml(
     tmp_path: Path, overrides: list[str]
 ) -> None:

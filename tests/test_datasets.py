@@ -154,7 +154,6 @@ BROKEN = {
     # Pillow warns of more pixels than its limit, which is 1,000 in the test, and refuses twice as many.
     "too large": (lambda path: Image.new("L", (39, 39)).save(path), "could be decompression bomb"),
     "a bomb": (lambda path: Image.new("L", (99, 99)).save(path), "could be decompression bomb"),
-    "a folder": (Path.mkdir, "Is a directory"),
     "a dangling link": (lambda path: path.symlink_to(path.with_name("gone")), "No such file"),
     "a loop of links": (lambda path: path.symlink_to(path), "Too many levels"),
     "not allowed": (lambda path: (cut_off(path), path.chmod(0)), "Permission denied"),
@@ -181,6 +180,21 @@ def test_a_file_that_cannot_be_read_is_left_out_and_named(
     assert re.fullmatch(
         rf"1 of 13 images in {tmp_path} cannot be read: cat/broken\.jpg \(.*{reason}.*\); left out", warning
     )
+
+
+def test_what_is_hidden_or_no_file_is_no_image(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A folder copied from a Mac has a `._` file beside each one."""
+    folder = add_images(tmp_path / ".data" / "images", cat=3, dog=3)
+    for path in list(folder.rglob("*.png")):
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7" * 20)
+    for hidden in (".thumbnails", "cat/.thumbnails"):
+        add_images(folder / hidden, small=2)
+    (folder / "dog" / "x.jpg").mkdir()
+    os.mkfifo(folder / "dog" / "pipe.jpg")
+    images = image_folder(folder)
+    assert (len(images), images.classes, images.unreadable) == (6, ("cat", "dog"), ())
+    assert len(load_calibration(str(folder))) == 6
+    assert caplog.messages == []
 
 
 def test_files_that_are_left_out_are_known_in_every_part_and_told_to_ten(
@@ -273,6 +287,29 @@ def test_a_model_is_judged_on_the_validation_folder_where_there_is_one(tmp_path:
     add_images(tmp_path / "train", cat=5)
     add_images(tmp_path / "test", cat=2)
     assert len(load_labelled(str(tmp_path), ["cat"])) == 2
+
+
+@pytest.mark.parametrize("below", ["", "train"])
+@pytest.mark.parametrize("counts", [{}, {"train_images": 6, "val_images": 2}])
+def test_of_the_folder_that_a_model_was_trained_on_what_was_held_out_judges_it(
+    tmp_path: Path, below: str, counts: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    add_images(tmp_path / "old" / below, cat=6, dog=4)
+    config = DataConfig(source=str(tmp_path / "old"), val_fraction=0.3, **counts)
+    train, val = load_data(config)
+    (tmp_path / "old").rename(tmp_path / "new")
+    judged = load_labelled(str(tmp_path / "new"), train.classes, trained_on=(config, train.fingerprint))
+    assert [judged.name(i) for i in range(len(judged))] == [val.name(i) for i in range(len(val))]
+    assert (len(judged), judged.labels.tolist()) == (len(val), val.labels.tolist())
+    assert f"judged on the {len(val)} images that were held out" in caplog.text
+
+
+def test_of_another_folder_all_images_judge_a_model(tmp_path: Path) -> None:
+    add_images(tmp_path / "old", cat=6, dog=4)
+    config = DataConfig(source=str(tmp_path / "old"))
+    trained_on = (config, load_data(config)[0].fingerprint)
+    add_images(tmp_path / "new", cat=5, dog=5)
+    assert len(load_labelled(str(tmp_path / "new"), ["cat", "dog"], trained_on=trained_on)) == 10
 
 
 def test_a_built_in_source_with_other_classes_is_refused() -> None:

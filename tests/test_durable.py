@@ -1,16 +1,27 @@
 """Files and folders that appear whole or not at all; what was left behind; locks. Kills: test_saves.py."""
 
+import ctypes
 import errno
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from kill_points import on_changes
 
-from wasi_export.durable import fingerprint, locked_folder, made_folder, staged_folder, write_bytes
+from wasi_export.durable import (
+    fingerprint,
+    locked_folder,
+    made_folder,
+    require_new,
+    staged_folder,
+    write_bytes,
+)
 from wasi_export.errors import ArtifactExistsError, UsageError
 from wasi_export.locks import LOCK, is_locked
 
@@ -41,6 +52,42 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
         write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == {"file.bin"}
+
+
+@pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_that_exists_is_replaced_only_with_force(tmp_path: Path, exists: bool, force: bool) -> None:
+    path = tmp_path / "file"
+    if exists:
+        path.touch()
+    refused = pytest.raises(ArtifactExistsError, match="file exists: choose another name or give --force")
+    with refused if exists and not force else nullcontext():
+        require_new(path, force=force)
+
+
+def test_a_disk_that_fails_once_a_file_has_its_name_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UsageError, match=r"cannot write .*file: Input/output error: check the disk"):
+        write_bytes(tmp_path / "file", b"new")
+    assert names(tmp_path) == {"file"}
+
+
+def test_others_can_read_what_was_written_whatever_the_mask(tmp_path: Path) -> None:
+    mask = os.umask(0o077)
+    try:
+        write_bytes(tmp_path / "file", b"1")
+        with staged_folder(tmp_path / "out"):
+            pass
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o755
 
 
 def test_a_staged_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -89,6 +136,115 @@ def test_what_exists_is_replaced_only_with_force(tmp_path: Path, kind: str) -> N
     assert names(tmp_path) == {"out", "out/new"}
 
 
+def replace_old_by_new(destination: Path) -> None:
+    """Puts a folder with the file `new` over one with the file `old`."""
+    destination.mkdir()
+    (destination / "old").touch()
+    with staged_folder(destination, force=True) as folder:
+        (folder / "new").touch()
+
+
+@pytest.mark.parametrize("is_relative", [False, True])
+def test_a_folder_that_is_replaced_is_there_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_relative: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    destination = tmp_path / "out"
+    found = []
+    destination.mkdir()
+    (destination / "old").touch()
+    with staged_folder(Path("out") if is_relative else destination, force=True) as folder:
+        (folder / "new").touch()
+        on_changes(lambda _: found.append(names(destination)))
+    on_changes(None)
+    assert found == [{"old"}] * found.count({"old"}) + [{"new"}] * found.count({"new"})
+    assert found[0] == {"old"}
+    assert found[-1] == {"new"}
+
+
+WITHOUT_EXCHANGE = [None, SimpleNamespace(renameat2=lambda *_: -1)]  # of the C library, of the file system
+
+
+@pytest.mark.parametrize("library", WITHOUT_EXCHANGE)
+def test_a_folder_is_replaced_where_names_cannot_be_exchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: object
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    replace_old_by_new(tmp_path / "out")
+    assert names(tmp_path) == {"out", "out/new"}
+
+
+@pytest.mark.parametrize("library", WITHOUT_EXCHANGE)
+def test_a_folder_that_cannot_be_replaced_gets_its_name_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: object
+) -> None:
+    rename = os.rename
+
+    def fail(old: Path, new: Path) -> None:
+        if Path(old).suffix == ".tmp":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(old, new)
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(UsageError, match=r"cannot write .*out: Input/output error: check the disk"):
+        replace_old_by_new(tmp_path / "out")
+    assert names(tmp_path) == {"out", "out/old"}
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_folder_that_a_killed_process_took_away_is_brought_back(tmp_path: Path, is_there: bool) -> None:
+    (tmp_path / ".out.abcdefgh.old").mkdir()
+    (tmp_path / ".out.abcdefgh.old" / "old").touch()
+    if is_there:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "new").touch()
+    with pytest.raises(ArtifactExistsError, match="out exists"), staged_folder(tmp_path / "out"):
+        raise AssertionError("the body must not run")
+    assert names(tmp_path) == {"out", "out/new" if is_there else "out/old"}
+
+
+def test_a_link_to_a_folder_is_replaced_and_the_folder_stays(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "theirs").touch()
+    (tmp_path / "out").symlink_to("elsewhere", target_is_directory=True)
+    with staged_folder(tmp_path / "out", force=True) as folder:
+        (folder / "new").touch()
+    assert names(tmp_path) == {"elsewhere", "elsewhere/theirs", "out", "out/new"}
+
+
+def test_a_folder_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+
+    def record(handle: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{handle}").readlink(), (tmp_path / "out").exists()))
+
+    monkeypatch.setattr(os, "fsync", record)
+    with staged_folder(tmp_path / "out") as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "a").touch()
+        (folder / "b").touch()
+    whole = {folder, folder / "sub", folder / "sub" / "a", folder / "b"}
+    assert sorted(synced) == sorted([*((path, False) for path in whole), (tmp_path, True)])
+
+
+@pytest.mark.parametrize(
+    ("code", "raised", "message"),
+    [
+        (errno.ENOSPC, UsageError, r"cannot write .*out: No space left on device: make room"),
+        (errno.ENOENT, FileNotFoundError, "No such file"),
+    ],
+)
+def test_an_error_while_a_folder_is_filled_is_of_the_folder_where_it_is_of_the_disk(
+    tmp_path: Path, code: int, raised: type[Exception], message: str
+) -> None:
+    with pytest.raises(raised, match=message), staged_folder(tmp_path / "out"):
+        raise OSError(code, os.strerror(code))
+    assert names(tmp_path) == set()
+
+
 def test_an_empty_folder_is_filled_without_force(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with staged_folder(tmp_path / "out") as folder:
@@ -124,6 +280,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_a_fingerprint_depends_on_every_part_and_on_where_it_ends() -> None:
     assert fingerprint("a", 1) == fingerprint("a", 1)
     assert len({fingerprint("a", 1), fingerprint("a", 2), fingerprint("a1"), fingerprint("", "a", 1)}) == 4
+    assert fingerprint("a", 1) == "05a9c569a185ac60"  # states that were written before go on
 
 
 @pytest.mark.parametrize(

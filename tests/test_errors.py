@@ -7,7 +7,7 @@ import pytest
 
 from wasi_export import errors
 from wasi_export._extras import require
-from wasi_export.errors import ExitCode, MissingExtraError, WasiExportError
+from wasi_export.errors import ExitCode, MissingExtraError, WasiExportError, worst
 
 CLASSES = [
     member
@@ -57,6 +57,25 @@ def test_an_unplanned_error_counts_as_a_bug() -> None:
 
 def test_the_exit_codes_are_those_of_the_design() -> None:
     assert [int(code) for code in ExitCode] == [0, 1, 2, 3, 4, 5, 6, 70, 130]
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [
+        ([], 0),
+        ([0, 0], 0),
+        ([0, 5], 5),
+        ([5, 1, 0], 1),  # what failed is not made better by what is undecided
+        ([1, 3, 2], 1),  # nor by a machine that was not reached
+        ([5, 130], 130),
+        ([1, 4], 4),
+        ([6, 4, 1], 6),
+        ([6, 70], 70),
+        ([6, 137], 137),  # killed by signal 9
+    ],
+)
+def test_several_exit_codes_become_the_worst_of_them(codes: list[int], code: int) -> None:
+    assert worst(codes) == worst(reversed(codes)) == code
 
 
 def test_a_missing_module_names_the_command_that_installs_it() -> None:

@@ -116,6 +116,24 @@ def test_a_file_of_a_size_that_nothing_of_ours_has_is_refused_before_it_is_read(
     refused(bundle, "is not what")
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"created": "2026 |\n\n<script>alert(1)</script>\n\n# owned"}, "'created': .*match pattern"),
+        ({"created": "2026-13-01T00:00:00Z"}, "'created': Value error, month must be in 1..12"),
+        ({"created": "2026-01-01T00:00:00Z\n"}, "'created': .*match pattern"),
+        ({"min_onnxruntime": "1.23\n\n# owned"}, "'min_onnxruntime': .*match pattern"),
+        ({"min_onnxruntime": "9" * 5000}, "'min_onnxruntime': .*at most 32 characters"),
+        ({"tools": {"": "1"}}, "'tools.*match pattern"),
+    ],
+)
+def test_a_manifest_with_times_and_versions_that_are_none_is_refused(
+    bundle: Path, change: dict[str, object], reason: str
+) -> None:
+    edit_manifest(bundle, lambda m: m.update(change))
+    refused(bundle, f"is not a manifest: {reason}")
+
+
 def test_a_manifest_that_two_readers_read_differently_is_refused(bundle: Path) -> None:
     text = (bundle / MANIFEST).read_text()
     write_manifest(bundle, text.replace('"seed": 0', '"seed": 1, "seed": 0'))
@@ -143,7 +161,7 @@ def test_what_is_no_manifest_is_refused(bundle: Path, text: str | bytes) -> None
 @pytest.mark.parametrize("name", ["classes", "tools", "metrics"])
 def test_what_a_terminal_obeys_is_refused_wherever_it_stands(bundle: Path, name: str) -> None:
     evil = "\x1b]0;evil\x07"
-    values = {"classes": [evil, "light"], "tools": {evil: "1"}, "metrics": {evil: 1.0}}
+    values = {"classes": [evil, "light"], "tools": {"torch": evil}, "metrics": {evil: 1.0}}
     edit_manifest(bundle, lambda m: m.update({name: values[name]}))
     refused(bundle, "control characters")
 

@@ -98,6 +98,16 @@ def test_without_limits_every_group_loses_least() -> None:
     assert choose_options([[Option(2.0, ()), Option(1.0, ())], [Option(0.0, ())]], []) == (1, 0)
 
 
+@pytest.mark.parametrize("limits", [[], [Limit(1000.0, "parameters", taken=1000.0)]])
+def test_of_no_groups_nothing_is_chosen(limits: list[Limit]) -> None:
+    assert choose_options([], limits) == ()
+
+
+def test_what_is_taken_is_too_much_without_groups_as_well() -> None:
+    with pytest.raises(RankError, match="at least 1,000 parameters are needed, got 999"):
+        choose_options([], [Limit(999.0, "parameters", taken=1000.0)])
+
+
 def test_a_limit_below_the_least_names_what_is_needed_with_what_is_taken() -> None:
     groups = [[Option(1.0, (10.0,)), Option(0.0, (20.0,))]] * 2
     message = "at least 1,020 parameters are needed, got 1,019"

@@ -76,7 +76,7 @@ def test_the_board_of_the_readme_learns_with_the_base_install(
     done = base_python("-c", f"{data}{code}\nprint(classes.tolist(), loss > 0)", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[0, 1, 0, 1] True\n"
-    assert (tmp_path / "state" / STATE).exists()
+    assert (tmp_path / "by-hand" / STATE).exists()
 
 
 def test_the_thresholds_of_the_readme_are_valid_and_name_every_one(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from wasi_export.errors import ExitCode
-from wasi_export.report import ChangedImage, Check, Comparison, Host, Latency, Report
+from wasi_export.report import BoardRun, BoardSample, ChangedImage, Check, Comparison, Host, Latency, Report
 from wasi_export.views import to_markdown
 
 HOST = Host(
@@ -28,6 +28,15 @@ LATENCY = Latency(
     peak_rss_mb=90.0,
     clock="cpu",
     samples_ms=(10.0, 12.5),
+)
+
+BOARD = BoardRun(
+    governor="ondemand",
+    max_clock_mhz=2400.0,
+    seconds=2.0,
+    samples=(
+        BoardSample(seconds=1.0, throttled=0, celsius=61.0, clock_mhz=2400.0, available_mb=4000, watts=None),
+    ),
 )
 
 
@@ -90,3 +99,26 @@ def test_every_row_of_a_markdown_table_has_the_columns_of_its_header():
     assert len(tables) == 3
     for table in tables:
         assert len({row.replace("\\|", "").count("|") for row in table}) == 1
+
+
+def test_no_text_of_a_report_begins_a_tag_or_a_line_of_its_markdown():
+    hostile = "a |\n\n<script>alert(1)</script>\n\n# owned"
+    plain = report("failed", latency=(LATENCY,)).model_copy(update={"board": BOARD})
+    made = plain.model_copy(
+        update={
+            **dict.fromkeys(("bundle", "model", "model_sha256", "target"), hostile),
+            "checks": tuple(check.model_copy(update={"name": hostile}) for check in plain.checks),
+            "latency": (LATENCY.model_copy(update={"model": hostile}),),
+            "host": HOST.model_copy(update={"processor": hostile, "versions": {hostile: hostile}}),
+            "board": BOARD.model_copy(update={"governor": hostile}),
+        }
+    )
+    text = to_markdown(made)
+    assert "<script" not in text
+    assert not [line for line in text.splitlines() if line.startswith("# owned")]
+    assert len(text.splitlines()) == len(to_markdown(plain).splitlines())
+
+
+def test_the_units_of_a_board_keep_their_capitals():
+    text = to_markdown(report("passed").model_copy(update={"board": BOARD}))
+    assert "\n\nBoard, 2 s, 1 samples: governor ondemand, clock 2400 to 2400 MHz, at most 61 °C.\n" in text

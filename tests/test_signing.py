@@ -1,6 +1,7 @@
 """Signatures of bundles: by keys and certificates that are made here, and by no one else."""
 
 import json
+import os
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -108,6 +109,32 @@ def test_a_key_of_another_kind_is_refused_and_nothing_is_written(bundle: Path, t
     (bundle / SIGNATURE).write_bytes(b"{}")
     with pytest.raises(ConfigError, match="is no public key or certificate in PEM"):
         verify_bundle(Bundle.open(bundle), bundle / "config.toml", ())
+
+
+def test_a_signature_is_replaced_whole(signed: Path, tmp_path: Path) -> None:
+    opened, before = Bundle.open(signed), (signed / SIGNATURE).read_bytes()
+    os.link(signed / SIGNATURE, tmp_path / "kept")
+    private, public = pem(tmp_path / "other", ec.generate_private_key(ec.SECP256R1()))
+    sign_bundle(opened, private, None, ())
+    assert (tmp_path / "kept").read_bytes() == before  # what was there was not written into
+    verify_bundle(Bundle.open(signed), public, ())
+    with pytest.raises(ConfigError, match=r"cannot sign with"):
+        sign_bundle(Bundle.open(signed), signed / "config.toml", None, ())
+    verify_bundle(Bundle.open(signed), public, ())
+
+
+def test_a_signature_is_not_replaced_without_force(
+    signed: Path, key: tuple[Path, Path], tmp_path: Path
+) -> None:
+    before = (signed / SIGNATURE).read_bytes()
+    private, public = pem(tmp_path / "other", ec.generate_private_key(ec.SECP256R1()))
+    sign = ["sign", str(signed), "--key", str(private)]
+    refused = CliRunner().invoke(app, sign)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr == f"error: {signed / SIGNATURE} exists: choose another name or give --force\n"
+    assert (signed / SIGNATURE).read_bytes() == before
+    assert CliRunner().invoke(app, [*sign, "--force"]).exit_code == 0
+    verify_bundle(Bundle.open(signed), public, ())
 
 
 def certificate(name: str, key, issuer: str, by, *, is_ca: bool) -> bytes:

@@ -23,9 +23,7 @@ from wasi_export.config import SubspaceConfig
 from wasi_export.cost import LinearForm
 from wasi_export.errors import ConfigError
 from wasi_export.knapsack import Limit, Option, choose_options
-from wasi_export.ranks import candidate_ranks, choose_rank
-
-DEFAULT_FRACTION = 0.4
+from wasi_export.ranks import DEFAULT_FRACTION, candidate_ranks, choose_rank
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from wasi_export.config import Config, DataConfig
 from wasi_export.durable import file_sha256, fingerprint, write_bytes
 from wasi_export.errors import IntegrityError, MalformedError
 from wasi_export.manifest import (
+    CONFIG,
     GOLDEN,
     MANIFEST,
     MANIFEST_DIGEST,
@@ -45,7 +47,7 @@ from wasi_export.manifest import (
 )
 from wasi_export.untrusted.document import parse_document, read_some
 from wasi_export.untrusted.graph import GraphFacts, check_graph
-from wasi_export.untrusted.tensors import check_tensors
+from wasi_export.untrusted.tensors import check_tensors, load_unchecked
 
 _REPAIR = "export it again or copy it again"
 
@@ -102,6 +104,18 @@ class Bundle:
             raise IntegrityError(f"bundle {path}: {'; '.join(problems)}: {_REPAIR}")
         return cls(path, manifest)
 
+    @property
+    def trained_on(self) -> tuple[DataConfig, str] | None:
+        """How the training images were chosen and their fingerprint; None of a model that was not trained.
+
+        Raises:
+            ConfigError: the configuration is of another version.
+        """
+        digest = self.manifest.data_fingerprint
+        if digest is None or CONFIG not in self.manifest.files:
+            return None
+        return Config.from_toml(self.path / CONFIG).data, digest
+
     def copy_files(self, folder: Path, wanted: Callable[[str], bool]) -> None:
         """Copies the files whose names in the manifest are wanted into another folder."""
         for name in filter(wanted, self.manifest.files):
@@ -114,13 +128,7 @@ class Bundle:
         Raises:
             IntegrityError: the file holds something else, or data of another model.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        try:
-            tensors = load_file(self.path / GOLDEN)
-        except (OSError, SafetensorError) as error:
-            raise IntegrityError(f"{self.path / GOLDEN} holds no golden data: {error}") from error
+        tensors = load_unchecked(self.path / GOLDEN, "golden data")
         spec, classes = self.manifest.input, len(self.manifest.classes)
         count = len(tensors["labels"]) if "labels" in tensors and tensors["labels"].ndim else 0
         expected = {

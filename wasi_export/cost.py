@@ -1,14 +1,11 @@
 """What a Linear layer costs, dense or factored, by formula. Pure arithmetic.
 
-Counts are of multiply-adds (MACs), 1 each; bytes are fp32. Memory is the paper's scope: the weights and the
-saved inputs of the layer, not gradients, optimiser state or the rest of the model; the measured peak of a
-whole training step stands beside it in every report. The paper's own floating-point counts are in
-`paper_flops.py`.
+Counts are of multiply-adds (MACs), 1 each; bytes are fp32.
 """
 
 from dataclasses import dataclass
 
-from wasi_export.ranks import ActivationRanks, LayerPlan
+from wasi_export.ranks import ActivationRanks, weight_parameters
 
 FLOAT_BYTES = 4
 
@@ -27,87 +24,12 @@ class LinearForm:
     @property
     def parameters(self) -> int:
         """Parameters without the bias."""
-        O, I = self.out_features, self.in_features
-        return O * I if self.rank is None else self.rank * (O + I)
+        return weight_parameters(self.out_features, self.in_features, self.rank)
 
     @property
     def macs(self) -> int:
         """Multiply-adds of a forward pass of one image."""
         return self.tokens * self.parameters
-
-
-@dataclass(frozen=True)
-class LinearCost:
-    """Cost of one layer for a batch of B images of N tokens."""
-
-    parameters: int
-    forward_macs: int
-    weight_bytes: int
-    saved_input_bytes: int
-
-    @property
-    def training_bytes(self) -> int:
-        """Weights and saved inputs: the training memory of the paper's tables."""
-        return self.weight_bytes + self.saved_input_bytes
-
-
-def linear_cost(layer: LayerPlan, *, batch: int, tokens: int) -> LinearCost:
-    """Returns the cost of a layer, without its bias."""
-    return LinearCost(
-        parameters=layer.parameters,
-        forward_macs=batch * tokens * layer.parameters,
-        weight_bytes=FLOAT_BYTES * layer.parameters,
-        saved_input_bytes=saved_input_bytes(layer.in_features, layer.activation, batch=batch, tokens=tokens),
-    )
-
-
-@dataclass(frozen=True)
-class StepMacs:
-    """Multiply-adds of one training step of one layer, without the optimiser and the QR of moved bases."""
-
-    forward: int
-    backward: int
-    compression: int = 0
-    """Of the saved input."""
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.forward + self.backward + self.compression
-
-
-def linear_step_macs(layer: LayerPlan, *, batch: int, tokens: int, moves_bases: bool = False) -> StepMacs:
-    """Returns what `SubspaceLinear`, or a dense layer, computes in a step on an input (B, N, I).
-
-    With T = B·N and ranks K, r, m and b of the pair, the feature, the token and the batch mode, the products
-    are those of `subspace/autograd.py` and `subspace/tucker.py`; a mode without a rank is whole. Not counted
-    are factorisations: QR of bases that move, eigenvectors of the batch mode.
-
-    Args:
-        layer: sizes and ranks.
-        batch: B.
-        tokens: N.
-        moves_bases: whether the bases take their round of subspace iteration in this step.
-    """
-    O, I, K = layer.out_features, layer.in_features, layer.rank
-    T, B, N = batch * tokens, batch, tokens
-    if K is None:
-        return StepMacs(forward=T * O * I, backward=2 * T * O * I)
-    feature, m = layer.activation.feature, layer.activation.token
-    r = feature or I
-    projected = 0 if feature is None else K * I * r  # right·U
-    left = projected + min(r * (T * O + O * K), T * K * (r + O))
-    right = T * K * r + (0 if feature is None else K * r * I)
-    b = layer.activation.batch_rank(B)
-    expansion = (0 if m is None else (b or B) * m * N * r) + (0 if b is None else b * B * N * r)
-    core = (0 if feature is None else T * I * r) + (0 if m is None else B * N * m * r)
-    core += 0 if b is None else (B + b) * B * (m or N) * r  # the moment of the samples, and the core in it
-    moves = (0 if feature is None else 2 * T * I * r) + (0 if m is None else 2 * T * m * r)
-    return StepMacs(
-        forward=T * K * (I + O),
-        backward=T * K * (O + I) + left + right + expansion,
-        compression=core + (moves if moves_bases else 0),
-    )
 
 
 def saved_input_bytes(in_features: int, ranks: ActivationRanks, *, batch: int, tokens: int) -> int:

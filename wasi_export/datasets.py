@@ -10,9 +10,10 @@ Files of a folder that cannot be read are left out, with a warning; too many of 
 """
 
 import hashlib
+import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,10 @@ from wasi_export.array_images import (
 from wasi_export.config import DataConfig
 from wasi_export.errors import DataError, NothingToCheckError
 from wasi_export.image_files import MAX_UNREADABLE, image_files, read_image, unreadable
-from wasi_export.image_set import ImageSet
+from wasi_export.image_set import ImageSet, some
 from wasi_export.progress import Track, silent
+
+_log = logging.getLogger(__name__)
 
 NAMED_SOURCES = ("digits", "fashion-mnist")
 VALIDATION_FOLDERS = ("val", "validation", "test")
@@ -67,8 +70,8 @@ def load_splits(
         return train, image_folder(
             validation, classes=train.classes, max_unreadable=max_unreadable, track=track
         )
-    whole = folder / "train" if _class_folders(folder) == ("train",) else folder
-    return image_folder(whole, max_unreadable=max_unreadable, track=track).hold_out(val_fraction, seed)
+    images = image_folder(_undivided(folder), max_unreadable=max_unreadable, track=track)
+    return images.hold_out(val_fraction, seed)
 
 
 def load_data(config: DataConfig, *, track: Track = silent) -> tuple[ImageSet, ImageSet]:
@@ -92,13 +95,25 @@ def load_data(config: DataConfig, *, track: Track = silent) -> tuple[ImageSet, I
         max_unreadable=config.max_unreadable,
         track=track,
     )
-    return train.sample(config.train_images, seed=0), val.sample(config.val_images, seed=0)
+    return _chosen((train, val), config)
 
 
 def load_labelled(
-    source: str, classes: Sequence[str], *, root: Path | None = None, track: Track = silent
+    source: str,
+    classes: Sequence[str],
+    *,
+    trained_on: tuple[DataConfig, str] | None = None,
+    track: Track = silent,
 ) -> ImageSet:
     """Returns the images to judge a model with `classes` on: the validation split, a folder or an .npz.
+
+    Of the very folder that it was trained on, wherever that is now, those are taken that were held out.
+
+    Args:
+        source: `digits`, `fashion-mnist`, a folder, or an .npz.
+        classes: of the model.
+        trained_on: how the model's training images were chosen, and their fingerprint.
+        track: progress display.
 
     Raises:
         DataError: the source is unknown, cannot be read, or has other classes.
@@ -108,11 +123,23 @@ def load_labelled(
     if folder.suffix == ".npz":
         return npz_images(folder, tuple(classes))
     if source in NAMED_SOURCES or not folder.is_dir():
-        images = load_splits(source, root=root)[1]
+        images = load_splits(source)[1]
         if images.classes != tuple(classes):
-            raise DataError(f"{source} has classes {_some(images.classes)}, the model has {_some(classes)}")
+            raise DataError(f"{source} has classes {some(images.classes)}, the model has {some(classes)}")
         return images
-    return image_folder(_validation_folder(folder) or folder, classes=tuple(classes), track=track)
+    if validation := _validation_folder(folder):
+        return image_folder(validation, classes=tuple(classes), track=track)
+    images = image_folder(_undivided(folder), classes=tuple(classes), track=track)
+    if trained_on is not None and len(images) > 1:
+        config, fingerprint = trained_on
+        train, val = _chosen(images.hold_out(config.val_fraction), config)
+        if train.fingerprint == fingerprint:
+            _log.warning(
+                f"{folder} is what the model was trained on: it is judged on the {len(val)} images that were "
+                "held out"
+            )
+            return val
+    return images
 
 
 def load_calibration(source: str, *, root: Path | None = None, track: Track = silent) -> ImageSet:
@@ -156,11 +183,11 @@ def image_folder(
     names = classes or found
     if unknown := sorted(set(found) - set(names)):
         raise DataError(
-            f"{folder} has class folders {_some(unknown)} that the model does not know: {_some(names)}"
+            f"{folder} has class folders {some(unknown)} that the model does not know: {some(names)}"
         )
     index = {name: label for label, name in enumerate(names)}
     if closed := [name for name in found if not os.access(folder / name, os.R_OK | os.X_OK)]:
-        raise DataError(f"{folder} has class folders {_some(closed)} that cannot be opened: allow it")
+        raise DataError(f"{folder} has class folders {some(closed)} that cannot be opened: allow it")
     listed = [(path, index[name]) for name in found for path in image_files(folder / name)]
     if not listed:
         raise NothingToCheckError(f"no images in {folder}: expected {folder}/<class>/*.jpg or .png")
@@ -168,7 +195,7 @@ def image_folder(
     files = [(path, k) for path, k in listed if path.relative_to(folder).as_posix() not in left_out]
     if empty := sorted({label for _, label in listed} - {label for _, label in files}):
         raise DataError(
-            f"{folder}: no image of class {_some([names[label] for label in empty])} can be read: mend them, "
+            f"{folder}: no image of class {some([names[label] for label in empty])} can be read: mend them, "
             "or remove the folder"
         )
     digest = hashlib.sha256()
@@ -185,9 +212,7 @@ def image_folder(
     )
 
 
-def load_new_images(
-    source: str, classes: Sequence[str], *, root: Path | None = None, track: Track = silent
-) -> ImageSet:
+def load_new_images(source: str, classes: Sequence[str], *, track: Track = silent) -> ImageSet:
     """Returns labelled images to learn, of some or all of a model's classes.
 
     A source is a folder of class folders (of which `train` is taken where there is one), an `.npz` file, or
@@ -201,12 +226,23 @@ def load_new_images(
     if path.suffix == ".npz":
         return npz_images(path, tuple(classes))
     if source in NAMED_SOURCES or not path.is_dir():
-        images = load_splits(source, root=root)[0]
+        images = load_splits(source)[0]
         if images.classes != tuple(classes):
-            raise DataError(f"{source} has classes {_some(images.classes)}, the model has {_some(classes)}")
+            raise DataError(f"{source} has classes {some(images.classes)}, the model has {some(classes)}")
         return images
     whole = path / "train" if (path / "train").is_dir() else path
     return image_folder(whole, classes=tuple(classes), track=track)
+
+
+def _chosen(split: tuple[ImageSet, ImageSet], config: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """Returns as many training and validation images of a split as a configuration wants."""
+    train, val = split
+    return train.sample(config.train_images, seed=0), val.sample(config.val_images, seed=0)
+
+
+def _undivided(folder: Path) -> Path:
+    """Returns where the class folders are of a folder without validation images."""
+    return folder / "train" if _class_folders(folder) == ("train",) else folder
 
 
 def _validation_folder(folder: Path) -> Path | None:
@@ -220,12 +256,7 @@ def _class_folders(folder: Path) -> tuple[str, ...]:
         raise DataError(f"cannot read {folder}: {error.strerror}: check the folder") from error
     if odd := [name for name in names if _NO_NAME.search(name)]:
         raise DataError(
-            f"{folder} has class folders {_some(map(ascii, odd))}, "
+            f"{folder} has class folders {some(map(ascii, odd))}, "
             "whose names no manifest can have: rename them"
         )
     return tuple(names)
-
-
-def _some(names: Iterable[str]) -> str:
-    names = tuple(names)
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

@@ -145,6 +145,18 @@ def locked_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
         yield
 
 
+def require_replaceable(destination: Path) -> None:
+    """Lets folders pass that another can take the place of.
+
+    Raises:
+        UsageError: it is the current folder or one above it.
+    """
+    if destination.resolve() in (here := Path.cwd(), *here.parents):
+        raise UsageError(
+            f"{destination} holds the current folder, which cannot be replaced: name a new folder"
+        )
+
+
 @contextlib.contextmanager
 def staged_folder(destination: Path, *, force: bool = False) -> Iterator[Path]:
     """Gives an empty folder beside the destination, put in its place at the end; removed on any error.
@@ -156,10 +168,7 @@ def staged_folder(destination: Path, *, force: bool = False) -> Iterator[Path]:
         UsageError: the destination is the current folder or one above it, cannot be written, or is being
             written by another process.
     """
-    if destination.resolve() in (here := Path.cwd(), *here.parents):
-        raise UsageError(
-            f"{destination} holds the current folder, which cannot be replaced: name a new folder"
-        )
+    require_replaceable(destination)
     lock = destination.with_name(f".{destination.name}{LOCK}")
     with contextlib.ExitStack() as stack:
         with writing(destination):
@@ -193,7 +202,7 @@ def _exists(path: Path) -> ArtifactExistsError:
 
 def _sync_tree(folder: Path) -> None:
     """Syncs all files and folders below a folder, whoever wrote them, and the folder."""
-    for parent, _, names in os.walk(folder, topdown=False):
+    for parent, _, names in os.walk(folder):
         for name in names:
             with Path(parent, name).open("rb") as file:
                 os.fsync(file.fileno())

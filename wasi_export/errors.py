@@ -19,6 +19,7 @@
 A message says what was wrong, the value that was got, and what to do.
 """
 
+from collections.abc import Iterable
 from enum import IntEnum
 
 
@@ -34,6 +35,35 @@ class ExitCode(IntEnum):
     INTEGRITY = 6
     INTERNAL = 70
     INTERRUPTED = 130
+
+
+_LEAST_FIRST = (
+    ExitCode.PASSED,
+    ExitCode.NOTHING_TO_CHECK,
+    ExitCode.INTERRUPTED,
+    ExitCode.HOST,
+    ExitCode.USAGE,
+    ExitCode.CHECK_FAILED,
+    ExitCode.MODEL_FAILED,
+    ExitCode.INTEGRITY,
+)
+
+
+def worst(codes: Iterable[int]) -> int:
+    """Returns the exit code of several jobs or machines together; 0 of none.
+
+    From the least to the worst:
+
+        0                passed
+        5, 130, 3, 2     not found out: nothing to check or undecided, interrupted, the machine, the usage
+        1, 4, 6          found to be bad: a check, the model, a file
+        70 and others    a bug, or a signal that killed the command: nothing is known
+
+    What was found to be bad stays so, however the rest ends; among what was not found out, the one that
+    asks for more before it can be.
+    """
+    ranks = {int(code): rank for rank, code in enumerate(_LEAST_FIRST)}
+    return max(map(int, codes), key=lambda code: ranks.get(code, len(ranks)), default=int(ExitCode.PASSED))
 
 
 class WasiExportError(Exception):

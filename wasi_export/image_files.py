@@ -9,6 +9,7 @@ import contextlib
 import functools
 import logging
 import os
+import stat
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,8 +49,12 @@ def read_image(path: Path) -> Image.Image:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Returns what is called an image below a folder, sorted."""
-    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    """Returns files called images below a folder, sorted; a hidden one, as `._0.jpg` of a Mac, is none."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES and not _is_hidden(path.relative_to(folder)) and _may_be_file(path)
+    ]
 
 
 def unreadable(
@@ -85,6 +90,18 @@ def _look(folder: Path, files: Sequence[Path], track: Track) -> Mapping[str, str
             for path, reason in zip(files, reasons, strict=True)
             if reason
         }
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _may_be_file(path: Path) -> bool:
+    """Returns whether a path is a file, or a link to nowhere and the like, of which `unreadable` tells."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
 
 
 @functools.lru_cache

@@ -45,13 +45,13 @@ def choose_options(groups: Sequence[Sequence[Option]], limits: Sequence[Limit]) 
     """Returns the index of the chosen option of each group: the least total loss within all limits.
 
     Args:
-        groups: the options of each group; none is empty.
+        groups: the options of each group; none is empty. Without groups nothing is chosen.
         limits: in the order of the options' costs.
 
     Raises:
         RankError: no choice meets the limits; the message has the smallest figures that can be met.
     """
-    table = _Table.of(groups)
+    table = _Table.of(groups, len(limits))
     amounts = np.array([limit.amount - limit.taken for limit in limits], np.float64)
     rows = _solve(table, table.loss, amounts)
     if rows is None:
@@ -73,11 +73,11 @@ class _Table:
     """[n], which option of the group it is."""
 
     @classmethod
-    def of(cls, groups: Sequence[Sequence[Option]]) -> "_Table":
+    def of(cls, groups: Sequence[Sequence[Option]], resources: int) -> "_Table":
         rows = [(g, i) for g, options in enumerate(groups) for i in _undominated(options)]
         kept = [groups[g][i] for g, i in rows]
-        group, index = np.array(rows, np.intp).T
-        costs = np.array([option.costs for option in kept], np.float64)
+        group, index = np.array(rows, np.intp).reshape(-1, 2).T
+        costs = np.array([option.costs for option in kept], np.float64).reshape(len(kept), resources)
         return cls(np.array([option.loss for option in kept], np.float64), costs, group, index)
 
 
@@ -99,6 +99,8 @@ def _solve(table: _Table, loss: NDArray[np.float64], amounts: NDArray[np.float64
     rows = np.flatnonzero((extra <= slack).all(1))  # the others are in no choice
     if (slack < 0).any() or len(np.unique(table.group[rows])) < len(least):
         return None
+    if not len(rows):
+        return rows
     solution = _programme(loss[rows], table.group[rows], extra[rows], slack)
     return None if solution is None else rows[solution]
 
@@ -142,7 +144,7 @@ def _programme(
 
 def _least_by_group(table: _Table) -> NDArray[np.float64]:
     """Returns the smallest cost of each resource in each group; [groups, resources]."""
-    least = np.full((int(table.group[-1]) + 1, table.costs.shape[1]), np.inf)
+    least = np.full((int(table.group.max(initial=-1)) + 1, table.costs.shape[1]), np.inf)
     np.minimum.at(least, table.group, table.costs)
     return least
 

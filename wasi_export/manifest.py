@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from wasi_export.config import AdaptConfig, NumberForm, TrainMethod
 from wasi_export.errors import ConfigError
@@ -27,6 +27,7 @@ STEP, UPDATE, EVALUATE = "train/step.onnx", "train/update.onnx", "train/evaluate
 PARAMETERS, REST = "train/parameters.safetensors", "train/rest.safetensors"
 BASES = "train/bases.safetensors"
 TRAINED_PLAN = "train/plan.json"
+CONFIG = "config.toml"
 NEXT = ".next"
 """Of the name of an output of the step that is the new value of an input."""
 
@@ -38,6 +39,8 @@ FileName = Annotated[
     str, StringConstraints(pattern=r"^(\w[\w.-]*/)*\w[\w.-]*\.(onnx|safetensors|json|toml|md)$")
 ]
 """Of a file of the bundle, below its folder. No other kinds of files: none is ever unpickled or run."""
+ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""As a package is called."""
 
 
 class FileEntry(Frozen):
@@ -86,7 +89,7 @@ class Quantized(Frozen):
     file: str | None = Field(description="None: it was not good enough")
     reason: str = Field("", description="why it was left out")
     error: float = Field(description="norm of the outputs' error over that of the outputs, on golden images")
-    accuracy_drop: float = Field(description="share of the images that are right in fp32 and lost")
+    accuracy_drop: float = Field(description="share right in fp32 minus share right in this form")
     images: int = Field(description="that the drop was measured on")
     latency_ratio: float = Field(description="time over that of the fp32 graph, where it was exported")
     kept: tuple[str, ...] = Field((), description="weights whose products stay fp32")
@@ -102,8 +105,8 @@ class Quantized(Frozen):
             return f"no {self.form}: it {self.reason}"
         kept = f", {len(self.kept)} products in fp32" if self.kept else ""
         return (
-            f"{self.form}, {self.accuracy_drop:+.1%} of {self.images} images lost, error {self.error:.1e}, "
-            f"{self.latency_ratio:.2f} of the time of fp32{kept}"
+            f"{self.form}, accuracy {0 - self.accuracy_drop:+.1%} on {self.images} images, "
+            f"error {self.error:.1e}, {self.latency_ratio:.2f} of the time of fp32{kept}"
         )
 
 
@@ -115,9 +118,6 @@ class TrainingGraph(Frozen):
     optimizer: tuple[str, ...] = Field(description="state of the optimiser, the same")
     bases: tuple[str, ...] = Field((), description="of that state, what begins as stored, not as zeros")
     sums: tuple[str, ...] = Field((), description="of gradients, between the two halves of the step")
-    optimise: bool = Field(
-        False, description="whether the runtime may rewrite the graph; then it keeps what is to be recomputed"
-    )
     frozen: tuple[str, ...] = Field(
         description="tensors of the checkpoint that evaluate.onnx has as they are"
     )
@@ -148,7 +148,7 @@ class Manifest(Frozen):
     output: str = "logits"
     opset: int
     ir_version: int
-    min_onnxruntime: str
+    min_onnxruntime: str = Field(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=32)
     parity_error: float = Field(description="largest error over output scale at export")
     quantized: Quantized | None = None
     training: TrainingGraph | None = None
@@ -156,9 +156,18 @@ class Manifest(Frozen):
     seed: int
     data_fingerprint: str | None = Field(description="hash of the training images and labels")
     metrics: Mapping[str, float] = Field(description="of the training run")
-    tools: Mapping[str, str] = Field(description="versions that made the bundle")
-    created: str = Field(description="ISO 8601, UTC; from SOURCE_DATE_EPOCH where it is set")
+    tools: Mapping[ToolName, str] = Field(description="versions that made the bundle")
+    created: str = Field(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$",
+        description="ISO 8601, UTC; from SOURCE_DATE_EPOCH where it is set",
+    )
     files: Mapping[FileName, FileEntry] = Field({}, max_length=MAX_FILES)
+
+    @field_validator("created")
+    @classmethod
+    def _created_is_a_time(cls, created: str) -> str:
+        datetime.fromisoformat(created)  # a ValueError names what there is not, as a month 13
+        return created
 
 
 def creation_time() -> str:

@@ -19,6 +19,8 @@ from wasi_export.settings import Frozen
 from wasi_export.untrusted.document import read_document
 
 Count = Annotated[int, Field(ge=1)]
+DEFAULT_FRACTION = 0.4
+"""Where a config has no measure and no budget."""
 RANK_STEP = 8
 RANK_FLOOR = 32  # below it a pair reaches under two thirds of its ideal speed (docs/inference.md)
 
@@ -65,13 +67,12 @@ class LayerPlan(Frozen):
     @property
     def parameters(self) -> int:
         """Parameters of the weight, without the bias."""
-        O, I = self.out_features, self.in_features
-        return O * I if self.rank is None else self.rank * (O + I)
+        return weight_parameters(self.out_features, self.in_features, self.rank)
 
     @property
     def dense_parameters(self) -> int:
         """Parameters of the weight before it was factored."""
-        return self.out_features * self.in_features
+        return weight_parameters(self.out_features, self.in_features, None)
 
 
 class Plan(Frozen):
@@ -98,6 +99,12 @@ class Plan(Frozen):
             raise IntegrityError(f"{path} is not a plan: {error}") from error
 
 
+def weight_parameters(out_features: int, in_features: int, rank: int | None) -> int:
+    """Returns the parameters of a pair of a rank, without the bias; None: of the dense weight."""
+    O, I = out_features, in_features
+    return O * I if rank is None else rank * (O + I)
+
+
 def break_even_rank(out_features: int, in_features: int) -> float:
     """Returns K* = O·I/(O+I), at which the pair has as many parameters as the dense layer."""
     return out_features * in_features / (out_features + in_features)
@@ -114,15 +121,11 @@ def candidate_ranks(out_features: int, in_features: int) -> tuple[int, ...]:
     return tuple(range(RANK_FLOOR, above, RANK_STEP))
 
 
-def explained_energy(singular_values: NDArray[np.float64], rank: int) -> float:
-    """Returns the share of the squared singular values (descending, shape [n]) in the first `rank`."""
-    energy = singular_values**2
-    total = float(energy.sum())
-    return float(energy[:rank].sum()) / total if total > 0 else 1.0
-
-
 def energy_rank(singular_values: NDArray[np.float64], epsilon: float) -> int:
-    """Returns the smallest rank whose explained energy is at least `epsilon`; never more than their number.
+    """Returns the smallest rank that keeps `epsilon` of the energy; at most the number of singular values.
+
+    The energy kept by rank r is the share of the squared singular values (descending, shape [n]) in the
+    first r.
 
     Source: arXiv 2510.09160, eq. 5-7.
     """
@@ -141,7 +144,8 @@ def choose_rank(
     """Returns the rank of a layer, or None where it stays dense, and the reason.
 
     Without `epsilon`, `fraction` or `rank` in the config the fraction is 0.4. An explicit rank is taken
-    as it is; the others are rounded by `round_rank`.
+    as it is, one by fraction is rounded by `round_rank`, and one by epsilon is rounded up to a multiple of
+    8, so that the energy is kept; it has no floor.
 
     Raises:
         RankError: an explicit rank is above what the layer has.
@@ -160,7 +164,7 @@ def choose_rank(
         # Rounded up: rounding down would keep less energy than was asked for.
         rank, reason = -(-exact // RANK_STEP) * RANK_STEP, f"rank {exact} keeps epsilon {config.epsilon:g}"
     else:
-        fraction = 0.4 if config.fraction is None else config.fraction
+        fraction = DEFAULT_FRACTION if config.fraction is None else config.fraction
         wanted = fraction * break_even
         rank, reason = round_rank(wanted), f"fraction {fraction:g}"
         if rank > wanted:

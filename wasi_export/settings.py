@@ -7,15 +7,18 @@ there is.
 import difflib
 import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date, time
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from wasi_export._extras import require
 from wasi_export.errors import ConfigError
+
+OFF = "off"
 
 
 class Frozen(BaseModel):
@@ -25,6 +28,39 @@ class Frozen(BaseModel):
 
 
 M = TypeVar("M", bound=Frozen)
+_Limit = Annotated[float, Field(gt=0)]
+OrOff = Annotated[
+    _Limit | None,
+    BeforeValidator(
+        lambda value: None if value == OFF else value, json_schema_input_type=_Limit | Literal["off"] | None
+    ),
+]
+"""A number above 0, or `off`, which is None: TOML has no null."""
+
+
+def to_toml(settings: Frozen) -> str:
+    """Returns all settings as TOML, from which they can be read again.
+
+    Those that are None are left out, or `off` where that is not what a reader would take without them.
+
+    Raises:
+        MissingExtraError: tomli-w is not installed.
+    """
+    dumps: Callable[[Mapping[str, Any]], str] = require("tomli_w", extra="train").dumps
+    return dumps(_said(settings, settings.model_dump(mode="json")))
+
+
+def _said(settings: Frozen, values: Mapping[str, Any]) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, Frozen):
+            said[name] = _said(value, values[name])
+        elif value is not None:
+            said[name] = values[name]
+        elif field.default is not None:
+            said[name] = OFF
+    return said
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -97,7 +133,7 @@ def _unusable(value: Any, key: str = "") -> Iterator[str]:
     if isinstance(value, float) and not math.isfinite(value):
         yield f"{key} must be a finite number"
     elif isinstance(value, (date, time)):
-        yield f"{key} must not be a date or a time, got {value}"
+        yield f"{key} must not be a date or a time, got {value}: text goes in quotes, as '{key}=\"{value}\"'"
     elif isinstance(value, Mapping):
         for name, part in value.items():
             yield from _unusable(part, f"{key}.{name}" if key else str(name))

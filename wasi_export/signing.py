@@ -6,9 +6,11 @@ Source: https://github.com/ossf/model-signing-spec
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from wasi_export._extras import require
 from wasi_export.artifact import Bundle
+from wasi_export.durable import write_bytes
 from wasi_export.errors import ConfigError, IntegrityError
 from wasi_export.manifest import SIGNATURE
 
@@ -16,7 +18,7 @@ EXTRA = "trust"
 
 
 def sign_bundle(bundle: Bundle, private_key: Path, certificate: Path | None, chain: tuple[Path, ...]) -> Path:
-    """Signs a bundle with an elliptic-curve key; returns the file of the signature.
+    """Signs a bundle with an elliptic-curve key; returns the file of the signature, which is replaced.
 
     Args:
         bundle: the bundle, whose every file was checked.
@@ -27,6 +29,7 @@ def sign_bundle(bundle: Bundle, private_key: Path, certificate: Path | None, cha
     Raises:
         ConfigError: a file is no key or certificate, or they do not belong together.
         MissingExtraError: the extra is not installed.
+        UsageError: the signature cannot be written; the one before is still there.
     """
     signing, hashing = (require(f"model_signing.{name}", extra=EXTRA) for name in ("signing", "hashing"))
     signature = bundle.path / SIGNATURE
@@ -38,9 +41,12 @@ def sign_bundle(bundle: Bundle, private_key: Path, certificate: Path | None, cha
             config.use_certificate_signer(
                 private_key=private_key, signing_certificate=certificate, certificate_chain=chain
             )
-        config.sign(bundle.path, signature)
+        with TemporaryDirectory() as folder:  # outside: all files of the bundle are signed
+            config.sign(bundle.path, Path(folder, SIGNATURE))
+            signed = Path(folder, SIGNATURE).read_bytes()
     except (OSError, ValueError, TypeError, AttributeError) as error:  # the last: a key of another kind
         raise ConfigError(f"cannot sign with {private_key}: {_line(error)}: give an EC key in PEM") from error
+    write_bytes(signature, signed)
     return signature
 
 

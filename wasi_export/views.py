@@ -19,8 +19,8 @@ def to_markdown(report: Report) -> str:
     """Returns the report as GitHub-flavoured Markdown: verdict, checks, latency, host."""
     mark = {ExitCode.PASSED: "✅", ExitCode.CHECK_FAILED: "❌"}.get(report.exit_code, "⚠️")
     blocks = [
-        f"# {mark} {cell(report.model)}: {report.verdict}",
-        f"Bundle `{report.bundle}`, model.onnx sha256 `{report.model_sha256[:12]}…`.",
+        f"# {mark} {cell(report.model)}: {cell(report.verdict)}",
+        f"Bundle `{cell(report.bundle)}`, model.onnx sha256 `{cell(report.model_sha256[:12])}…`.",
         "## Checks",
         markdown_table(
             ("check", "status", "value", "threshold", "evidence", "detail"),
@@ -37,7 +37,7 @@ def to_markdown(report: Report) -> str:
         rows = map(instruction_row, report.instructions)
         blocks += ["## Instructions", markdown_table(*INSTRUCTION_COLUMNS, rows), COUNTED]
     if report.board:
-        blocks.append(describe_board(report.board).capitalize() + ".")
+        blocks.append(capitalized(cell(describe_board(report.board))) + ".")
     host = report.host
     facts = (
         ("target", report.target or "this machine"),
@@ -165,5 +165,10 @@ def markdown_table(columns: Sequence[str], align: str, rows: Iterable[Sequence[s
 
 
 def cell(text: str) -> str:
-    """Returns text that cannot end a cell or a line of a table."""
-    return " ".join(text.split()).replace("|", "\\|")
+    """Returns text on one line that cannot end a cell of a table or begin an HTML tag."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def capitalized(text: str) -> str:
+    """Returns text that begins with a capital; `str.capitalize` makes the rest small, MHz and °C with it."""
+    return text[:1].upper() + text[1:]

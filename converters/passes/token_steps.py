@@ -63,7 +63,9 @@ def step_to(value: ir.Value, layout: Layout, tokens: int) -> Step | None:
         alike = len(sizes(node.inputs[index])) == len(shape)
         return Step(node, {index: layout}, (1 - index,)) if alike else None
     if op == "Attention" and len(node.inputs) == 3:
-        return Step(node, {0: layout}, (1, 2)) if axis == last - 1 else None
+        # A causal mask goes by the place of a query among all, which a chosen one loses.
+        mixed = axis == last - 1 and not node.attributes.get_int("is_causal", 0)
+        return Step(node, {0: layout}, (1, 2)) if mixed else None
     if op == "Transpose" and not layout.merged:
         return Step(node, {0: Layout(list(node.attributes.get_ints("perm", ()))[axis])})
     return _reshape_step(node, shape, layout, tokens) if op == "Reshape" else None

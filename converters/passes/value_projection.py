@@ -6,7 +6,8 @@ With V = z·Lᵀ (L the rows of `qkv.left` for v, z [N, R]) and the projection's
     Σ_h A_h·V_h·P_hᵀ = Σ_h A_h·z·M_hᵀ        M_h = P_h·L_h   (K×R)
 
 so each head mixes K numbers of a token in place of D, and their sum is what the projection's second factor
-takes. A bias of v goes along, as the rows of A_h sum to one. In multiply-adds of an image with Q queries:
+takes. A bias of v goes along, as the rows of A_h sum to one; A_h keeps its scale, cap and causality. In
+multiply-adds of an image with Q queries:
 
     N·R·H·D + Q·N·H·D + Q·H·D·K   →   N·R·H·K + Q·N·H·K
 
@@ -91,8 +92,12 @@ def _rewrite(match: _Match) -> None:
     ]
     gemm = ir.node("Gemm", [z, *parameters], {"transB": 1})
     view = ir.node("Reshape", [gemm.outputs[0], add_integers(graph, tokens)])
+    # Written out, as values of another width than the queries leave runtimes a choice of the default.
+    scale = attention.attributes.get_float("scale", (sizes(attention.inputs[0])[2] / heads) ** -0.5)
     new = ir.node(
-        "Attention", [*attention.inputs[:2], view.outputs[0]], {"q_num_heads": heads, "kv_num_heads": heads}
+        "Attention",
+        [*attention.inputs[:2], view.outputs[0]],
+        {**attention.attributes, "q_num_heads": heads, "kv_num_heads": heads, "scale": scale},
     )
     apart = ir.node("Reshape", [new.outputs[0], add_integers(graph, [-1, heads, K])])
     total = ir.node("ReduceSum", [apart.outputs[0], add_integers(graph, [1])], {"keepdims": 0})

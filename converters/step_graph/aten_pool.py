@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from wasi_export.converters.step_graph.lowering import Lowering, Written, lowers, size_of
+from wasi_export.converters.translation import pair_of
 from wasi_export.errors import UnsupportedModelError
 
 aten = torch.ops.aten
@@ -33,9 +34,9 @@ def _avg_pool(
 ) -> ir.Value:
     if divisor is not None:
         raise UnsupportedModelError(f"it has no form with a divisor of its own, got {divisor}")
-    kernel, pads = _pair(kernel), _pair(padding)
+    kernel, pads = pair_of(kernel), pair_of(padding)
     return w.op(
-        "AveragePool", w[x], kernel_shape=kernel, strides=_pair(stride or kernel), pads=[*pads, *pads],
+        "AveragePool", w[x], kernel_shape=kernel, strides=pair_of(stride or kernel), pads=[*pads, *pads],
         ceil_mode=int(ceil), count_include_pad=int(count_padding),
     )  # fmt: skip
 
@@ -53,8 +54,8 @@ def _avg_pool_backward(
     count_padding: bool,
     divisor: int | None,
 ) -> ir.Value:
-    kernel, pads = _pair(kernel), _pair(padding)
-    stride = _pair(stride or kernel)
+    kernel, pads = pair_of(kernel), pair_of(padding)
+    stride = pair_of(stride or kernel)
     image, out = (list(map(int, size_of(t)[2:])) for t in (x, dy))
     axes = list(zip(image, out, kernel, stride, pads, strict=True))
     counts = [_counts(*axis, count_padding=count_padding) for axis in axes]
@@ -89,10 +90,10 @@ def _max_pool(
     ceil: bool = False,
 ) -> Written:
     """The places are counted from the first pixel of the batch in ONNX, from that of the channel in aten."""
-    kernel, pads = _pair(kernel), _pair(padding)
+    kernel, pads = pair_of(kernel), pair_of(padding)
     largest, places = w.builder.op_multi_out(
-        "MaxPool", [w[x]], outputs=2, kernel_shape=kernel, strides=_pair(stride or kernel),
-        pads=[*pads, *pads], dilations=_pair(dilation), ceil_mode=int(ceil),
+        "MaxPool", [w[x]], outputs=2, kernel_shape=kernel, strides=pair_of(stride or kernel),
+        pads=[*pads, *pads], dilations=pair_of(dilation), ceil_mode=int(ceil),
     )  # fmt: skip
     height, width = size_of(x)[2:]
     return [largest, w.op("Mod", places, w.ints(int(height) * int(width)))]
@@ -118,8 +119,3 @@ def _max_pool_backward(
         "ScatterElements", zeros, rows, w.op("Reshape", w[dy], w.ints(-1, out)), axis=1, reduction="add"
     )
     return w.op("Reshape", found, w.shape(size_of(node)))
-
-
-def _pair(sizes: Sequence[int]) -> list[int]:
-    """Returns a size for each of the two axes; aten lets one stand for both."""
-    return list(sizes) if len(sizes) == 2 else [sizes[0]] * 2

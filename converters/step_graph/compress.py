@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from wasi_export.converters.step_graph.barrier import after
 from wasi_export.subspace.autograd import SubspaceLinearFunction, WeightGradient
-from wasi_export.subspace.conv import SubspaceConv1x1, pixel_rows
+from wasi_export.subspace.conv import SubspaceConv1x1, input_rows
 from wasi_export.subspace.linear import SubspaceLinear
 from wasi_export.subspace.tucker import Bases
 
@@ -105,11 +105,6 @@ def _forward(layer: SubspaceLinear, name: str, bases: Bases, kept: Kept, early: 
         rows, layer.left, layer.right, bias, core, bases.feature, bases.token, None, kept.sinks.get(name)
     )
     return y.permute(0, 3, 1, 2) if isinstance(layer, SubspaceConv1x1) else y
-
-
-def input_rows(layer: SubspaceLinear, x: Tensor) -> Tensor:
-    """Returns the input of a layer as it multiplies it, (B, …, I)."""
-    return pixel_rows(x, layer.stride) if isinstance(layer, SubspaceConv1x1) else x
 
 
 def compress(x: Tensor, bases: Bases) -> tuple[Tensor, dict[str, Tensor]]:

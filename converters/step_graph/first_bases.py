@@ -5,19 +5,24 @@ subspace iteration, and a basis that the first batch would have to make is one m
 images that a bundle is checked with are at hand, and their bases travel with it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from wasi_export.config import StepActivation
-from wasi_export.converters.step_graph.compress import input_rows
 from wasi_export.subspace import subspace_layers
 from wasi_export.subspace.activation_ranks import ModeEnergies, ranks_by_energy
 from wasi_export.subspace.linear import SubspaceLinear
-from wasi_export.subspace.moments import InputMoments, PrincipalAxes
+from wasi_export.subspace.moments import (
+    InputMoments,
+    PrincipalAxes,
+    collect_moments,
+    leading_axes,
+    mode_energies,
+)
 from wasi_export.subspace.tucker import Bases
 
 
@@ -31,7 +36,7 @@ def first_bases(
     """Returns the bases by the names of the factored layers that are trained; none for a layer that is whole.
 
     Args:
-        model: as it is exported; in eval mode from here on.
+        model: as it is exported; left in the mode it was in.
         trainable: names of the parameters that are trained.
         images: [B, C, H, W].
         mode: which bases there are.
@@ -44,27 +49,9 @@ def first_bases(
         for name, layer in subspace_layers(model)
         if not {f"{name}.left", f"{name}.right"}.isdisjoint(trainable)
     }
-    moments = _moments(model.eval(), layers, torch.from_numpy(images))
+    moments = collect_moments(model, layers, [torch.from_numpy(images)], total=1)
     found = {name: _bases(layers[name], moments[name], mode, epsilon) for name in layers}
     return {name: bases for name, bases in found.items() if bases != Bases()}
-
-
-@torch.no_grad()
-def _moments(
-    model: nn.Module, layers: Mapping[str, SubspaceLinear], images: Tensor
-) -> dict[str, InputMoments]:
-    moments = {name: InputMoments() for name in layers}
-
-    def recorder(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda layer, inputs: moments[name].add(input_rows(layers[name], inputs[0]))
-
-    hooks = [layer.register_forward_pre_hook(recorder(name)) for name, layer in layers.items()]
-    try:
-        model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return moments
 
 
 def _bases(layer: SubspaceLinear, moments: InputMoments, mode: StepActivation, epsilon: float) -> Bases:
@@ -74,13 +61,9 @@ def _bases(layer: SubspaceLinear, moments: InputMoments, mode: StepActivation, e
         ModeEnergies(
             in_features=layer.in_features,
             tokens=moments.token_count or 1,
-            feature=None if feature is None else feature.values.numpy(),
-            token=None if token is None else token.values.numpy(),
+            feature=mode_energies(feature),
+            token=mode_energies(token),
         ),
         epsilon,
     )
-    return Bases(_leading(feature, ranks.feature), _leading(token, ranks.token))
-
-
-def _leading(axes: PrincipalAxes | None, rank: int | None) -> Tensor | None:
-    return None if axes is None or rank is None else axes.vectors[:, :rank].float().contiguous()
+    return Bases(leading_axes(feature, ranks.feature), leading_axes(token, ranks.token))

@@ -1,6 +1,7 @@
 """From a traced function of aten operators to ONNX, operator by operator.
 
-Each aten operator has one function here that writes it, in `aten_math.py`, `aten_shape.py` and `aten_nn.py`.
+Each aten operator has one function that writes it, in `aten_math.py`, `aten_shape.py`, `aten_nn.py`,
+`aten_conv.py` or `aten_pool.py`.
 The batch is the only size that is not known: a size is an integer, or the batch times one.
 """
 

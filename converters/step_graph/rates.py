@@ -1,7 +1,7 @@
 """The rate and the decay of each parameter, relative to those of the step: as in training.
 
 The head may have a rate of its own, and so may the factors; theirs else make up for their shape
-(`rate_scale`).
+(`rate_scale`). A head that is factored has the rate of the head.
 Vectors, biases and what the model lists (position embedding, class token) are not decayed.
 """
 
@@ -26,10 +26,11 @@ def parameter_rates(
         head: rate of the head over that of the step.
         factors: of the factors; None: by their shape.
     """
-    lr = dict.fromkeys(head_names(model), head)
+    lr: dict[str, float] = {}
     for name, layer in subspace_layers(model):
         rates = rate_scale(layer) if factors is None else (factors, factors)
         lr[f"{name}.left"], lr[f"{name}.right"] = rates
+    lr |= dict.fromkeys(head_names(model), head)
     kept = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
     shapes = dict(model.named_parameters())
     return {

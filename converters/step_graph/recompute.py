@@ -1,7 +1,8 @@
 """Blocks that are computed again for the backward pass, in the graph itself.
 
 The step is traced with the blocks under torch's checkpoint, so the trace holds their operators twice, the
-second time beside the gradient. A runtime must not merge the two: see `SESSION_CONFIG`.
+second time beside the gradient. A runtime must not merge the two, so the step runs without its optimiser
+(`runtimes/training_session.py`).
 
     none    everything that the backward pass needs is kept
     block   only the inputs of blocks are kept
@@ -10,7 +11,7 @@ second time beside the gradient. A runtime must not merge the two: see `SESSION_
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -19,10 +20,6 @@ from torch.utils.checkpoint import checkpoint
 from wasi_export.errors import ConfigError
 
 Recompute = Literal["none", "block", "fine"]
-SESSION_CONFIG: Mapping[str, str] = {
-    "optimization.disable_specified_optimizers": "CommonSubexpressionElimination"
-}
-"""Of onnxruntime: without it what is computed again is found to be there already, and kept."""
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from wasi_export.artifact import Bundle
-from wasi_export.durable import fingerprint, staged_folder
+from wasi_export.durable import fingerprint, require_replaceable, staged_folder
 from wasi_export.errors import HostError, UsageError
 from wasi_export.runtimes.adapt import AdaptProgress
 from wasi_export.runtimes.targets.target import Target, document_of, output_of
@@ -34,6 +34,7 @@ def adapt_elsewhere(
         HostError: the target is lost; what was saved there is still there.
         WasiExportError: what `adapt` raises there.
     """
+    require_replaceable(state)
     there = target.folder(f"state-{fingerprint(bundle.training_identity, state.resolve())}")
     if state.exists() and not state.is_dir():
         raise UsageError(f"{state} is no folder: name another for the state")

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wasi_export.errors import HostError, UsageError
+from wasi_export.runtimes.cache import cache_folder, made_once
 from wasi_export.runtimes.targets.debian import RELEASE, Archive, unpack, unpack_file
-from wasi_export.runtimes.targets.packages import base_packages, cache_folder, made_once, own_code
+from wasi_export.runtimes.targets.packages import base_packages, own_code
 from wasi_export.runtimes.targets.target import LocalTarget
 
 PYTHON = (3, 11)

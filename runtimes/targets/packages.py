@@ -6,13 +6,11 @@ torch.
 """
 
 import hashlib
-import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import wasi_export
 from wasi_export import runtimes
 from wasi_export.durable import file_sha256, fingerprint
 from wasi_export.errors import HostError
+from wasi_export.runtimes.cache import cache_folder, made_once
 
 GLIBC_TAGS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
 UNUSED = (
@@ -29,35 +28,6 @@ UNUSED = (
     "onnxruntime/tools",
     "bin",
 )
-
-
-def cache_folder() -> Path:
-    """Returns where what takes long to make is kept, by the XDG base directory specification."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wasi-export"
-
-
-def made_once(destination: Path, make: Callable[[Path], None]) -> Path:
-    """Returns a folder that is made where it is not there yet; whole or not at all.
-
-    Raises:
-        HostError: it cannot be written.
-    """
-    if destination.is_dir():
-        return destination
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as staging:
-            made = Path(staging) / "made"
-            made.mkdir()
-            make(made)
-            if not destination.is_dir():  # another process may have been faster
-                made.rename(destination)
-    except OSError as error:
-        if not destination.is_dir():
-            raise HostError(
-                f"cannot write {destination}: {error}: name another folder with XDG_CACHE_HOME"
-            ) from error
-    return destination
 
 
 def base_packages(python: tuple[int, int], machine: str) -> Path:

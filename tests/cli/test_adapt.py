@@ -255,6 +255,16 @@ def test_an_error_is_json_where_that_is_asked_for(learning_bundle, data, tmp_pat
     assert json.loads(done.stdout)["error"]["exit_code"] == done.exit_code == 2
 
 
+@pytest.mark.parametrize("option", [("--replay-share", 0.5), ("--replay-limit", 4)])
+def test_an_option_of_replay_is_refused_without_it(learning_bundle, data, tmp_path, option):
+    refused(
+        run(learning_bundle, data, tmp_path / "state", *option),
+        2,
+        f"{option[0]}={option[1]} needs --replay: give it too, or leave out what needs it",
+    )
+    assert not (tmp_path / "state").exists()
+
+
 def test_old_images_are_replayed_and_own_ones_are_judged(learning_bundle, data, tmp_path):
     make_images(tmp_path / "old")
     done = run(learning_bundle, data, tmp_path / "a", "--epochs", 1, "--replay", tmp_path / "old")
@@ -288,7 +298,7 @@ def test_a_training_that_gets_no_better_ends_early_with_what_was_best(learning_b
     done = run(learning_bundle, data, state, *options, "--sched", "constant", "--json")
     progress = json.loads(done.stdout)
     assert progress["ended"] == "patience"
-    assert progress["epoch"] == progress["best_epoch"] + 2
+    assert progress["epoch"] == progress["improved_epoch"] + 2
     assert progress["history"][-1]["accuracy"] < progress["best_accuracy"] == 1.0
     kept = load_file(state / STATE)
     if progress["best_epoch"] == 0:
@@ -343,7 +353,9 @@ def test_images_that_are_away_for_a_while_cost_no_step(learning_bundle, data, tm
 
 def test_too_much_memory_ends_with_the_step_saved(learning_bundle, data, tmp_path):
     refused(
-        run(learning_bundle, data, tmp_path / "state", "--max-rss", 1), 3, "MB, --max-rss allows 1: .* saved"
+        run(learning_bundle, data, tmp_path / "state", "--max-rss-mb", 1),
+        3,
+        "MB, --max-rss-mb allows 1: .* saved",
     )
     assert committed_step(tmp_path / "state") == 1
 

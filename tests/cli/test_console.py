@@ -1,6 +1,7 @@
 import json
 import os
 import pty
+import re
 import resource
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from helpers import require_schema
 from typer.testing import CliRunner
 
 import wasi_export
-from wasi_export.cli import app
+from wasi_export.cli import app, main
 from wasi_export.cli._console import VERBOSITY, JsonFlag, exit_codes, note, print_json, print_table, track
 from wasi_export.errors import DataError, ExitCode, IntegrityError
 
@@ -91,6 +92,41 @@ def test_an_unknown_option_is_a_usage_error():
     result = CliRunner().invoke(app, ["inspect", "--colour", "red"])
     assert result.exit_code == ExitCode.USAGE
     assert "--colour" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("inspect x --bogus", "No such option: --bogus: see `wasi-export inspect --help`"),
+        ("inspect", "Missing argument 'bundle': see `wasi-export inspect --help`"),
+        ("validate x --rounds many", "Invalid value for '--rounds': Input should be a valid integer, …"),
+        ("inspec x", "No such command 'inspec'…: see `wasi-export --help`"),
+        ("-q -v inspect x", "Invalid value: --quiet and --verbose: choose one: see `wasi-export --help`"),
+    ],
+)
+def test_with_json_what_was_typed_wrong_is_an_object_as_well(words, message, monkeypatch, capsys):
+    for json_flag in ([], ["--json"]):
+        monkeypatch.setattr(sys, "argv", ["wasi-export", *words.split(), *json_flag])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        found = capsys.readouterr()
+        assert ended.value.code == ExitCode.USAGE
+        assert "Error: " in found.err
+        if json_flag:
+            require_schema("error", found.out)
+            error = json.loads(found.out)["error"]
+            assert (error["type"], error["exit_code"]) == ("UsageError", 2)
+            assert re.fullmatch(re.escape(message).replace("…", ".*"), error["message"])
+        else:
+            assert found.out == ""
+
+
+@pytest.mark.parametrize(("words", "code"), [("--version", 0), ("inspect nowhere", 6), ("--help", 0)])
+def test_the_program_ends_with_the_exit_code_of_the_command(words, code, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["wasi-export", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code or 0) == code
 
 
 @pytest.mark.parametrize("name", ["numpy", "onnxruntime", "pydantic", "torch", "PIL"])

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import timm
 import torch
-from helpers import require_schema
+from helpers import make_images, require_schema
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 from wasi_export.artifact import Bundle
 from wasi_export.cli import app
 from wasi_export.cli._quantize import MAX_DROP
+from wasi_export.cli.export import name_of
 from wasi_export.config import Config, Thresholds
 from wasi_export.datasets import load_data
 from wasi_export.errors import ExitCode
@@ -99,6 +100,25 @@ def test_a_run_becomes_a_bundle_that_checks_itself(run_dir: Path, tmp_path: Path
     errors = [parity.max_error for parity in measure_parity(bundle.model_path, bundle.golden())]
     assert max(errors) <= manifest.parity_error <= 1e-5
     assert len(errors) == 6
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("vit_tiny_patch16_224.augreg_in21k", "vit_tiny_patch16_224"),
+        ("hf-hub:timm/vit_tiny_patch16_224.augreg_in21k", "hf-hub-timm-vit_tiny_patch16_224"),
+        ("hf_hub:me/my model", "hf_hub-me-my-model"),
+    ],
+)
+def test_a_bundle_is_called_after_the_model_in_letters_that_a_name_may_have(model: str, name: str) -> None:
+    assert Config.from_mapping({"name": name_of(model)}).name == name
+
+
+def test_a_model_of_a_hub_is_not_refused_for_its_name(images: Path, tmp_path: Path) -> None:
+    result = call("--model", "hf-hub:no/such", "--calibration", images, "--opset", 99, "-o", tmp_path / "b")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "export.opset: " in result.stderr
+    assert "name: " not in result.stderr
 
 
 @pytest.mark.slow
@@ -257,12 +277,29 @@ def test_a_checkpoint_keeps_its_head_and_needs_no_training(
     assert {layer.method for layer in manifest.model.layers if layer.rank} == {method} - {"dense"}
 
 
+@pytest.mark.slow
+def test_a_run_is_not_checked_with_images_of_other_classes(run_dir: Path, tmp_path: Path) -> None:
+    folder = make_images(tmp_path / "images")
+    result = call(run_dir, "-s", f"data.source={folder}", "-o", tmp_path / "bundle")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"error: {folder} has 2 classes and the model was trained on 10, they differ in "
+        "0, 1, 2, 3, 4, …: bring the images back, or train again\n"
+    )
+
+
 PLAIN = ("--model", "test_vit", "--checkpoint", "CHECKPOINT", "--calibration", "IMAGES")
 
 REFUSED: dict[str, tuple[tuple[str, ...], int, str]] = {
     "nothing": ((), 2, "give either the folder of a run or --model NAME"),
     "both": (("RUN", "--model", "test_vit"), 2, "give either the folder of a run or --model NAME"),
     "a run with options of a model": (("RUN", "--rank", "64"), 2, "--rank goes with --model"),
+    "a run with a method": (("RUN", "--method", "dense"), 2, "--method goes with --model"),
+    "ranks of what is dense": (
+        (*PLAIN, "--method", "dense", "--rank", "8"),
+        2,
+        "--rank is of factors, which --method dense has not",
+    ),
     "no run there": (("MISSING",), 6, "holds no finished run"),
     "an opset that is too old": (("RUN", "--opset", "11"), 2, "export.opset: Input should be greater than"),
     "the same for a model": ((*PLAIN, "--opset", "11"), 2, "export.opset: Input should be greater than"),

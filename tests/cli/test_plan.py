@@ -80,6 +80,13 @@ def test_the_shares_of_the_error_sum_to_all_of_it(config: Path) -> None:
     assert sum(shares) == pytest.approx(100, abs=0.05 * len(shares))
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "1.5"])
+def test_a_budget_of_parameters_is_a_whole_number(config: Path, number: str) -> None:
+    result = plan(config, "--max-params", number)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {config}: subspace.max_params")
+
+
 def test_nothing_is_written_unless_asked(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +129,7 @@ def test_every_budget_is_kept_and_replaces_the_measure_of_the_file(config: Path)
     assert planned(config, "--max-params", 9e4).planned.parameters <= 90_000
     assert planned(config, "--max-macs", 1.25e6).planned.macs <= 1_250_000
     memory_mb = 0.99 * dense.train_memory_mb
-    factored_at_once = ("-s", "subspace.dense_epochs=0", "--max-train-memory", memory_mb)
+    factored_at_once = ("-s", "subspace.dense_epochs=0", "--max-train-memory-mb", memory_mb)
     assert planned(config, *factored_at_once).planned.train_memory_mb <= memory_mb
     both = planned(config, "--max-params", 9.5e4, "--max-macs", 1.3e6).planned
     assert both.parameters <= 95_000

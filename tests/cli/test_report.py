@@ -43,6 +43,15 @@ def test_the_folder_of_the_report_of_a_run_gives_the_same_page(tmp_path):
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
+def test_the_folder_of_the_report_can_be_the_current_one(tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "run")
+    run(folder, "-o", tmp_path / "a.html")
+    monkeypatch.chdir(folder / "report")
+    result = run(".", "-o", tmp_path / "b.html")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
 def test_a_run_that_shares_its_dense_run_shows_its_own_training(tmp_path):
     folder = make_run(tmp_path / "run")
     (folder / "dense" / "metrics.jsonl").unlink()
@@ -96,6 +105,13 @@ def test_a_report_does_not_go_over_that_of_a_run(tmp_path, target, other):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_the_current_folder_has_a_name_when_another_is_to_be_given(tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "run") / "report"
+    monkeypatch.chdir(folder)
+    result = CliRunner().invoke(app, ["validate", "../bundle", "--report", "."])
+    refused(result, 2, f"would be lost: give another, as {folder.with_name('validation')}")
+
+
 def test_reports_of_several_targets_are_on_one_page(tmp_path):
     folder = write_report_json(tmp_path / "report", make_report(CHECKS[0]))
     write_report_json(folder / "arm64", make_board_report())
@@ -106,8 +122,21 @@ def test_reports_of_several_targets_are_on_one_page(tmp_path):
         "schema_version": 1,
         "report": str(folder / "report.html"),
         "model": "m",
-        "verdicts": {"this machine": "passed", "arm64:pi5": "passed"},
+        "verdicts": [
+            {"target": "this machine", "verdict": "passed"},
+            {"target": "arm64:pi5", "verdict": "passed"},
+        ],
     }
+
+
+def test_two_reports_of_this_machine_are_two_verdicts(tmp_path):
+    folder = write_report_json(tmp_path / "report", make_report(CHECKS[0]))
+    write_report_json(folder / "again", make_report(CHECKS[0].model_copy(update={"status": "failed"})))
+    result = run(folder, "--json")
+    require_schema("page", result.stdout)
+    verdicts = json.loads(result.stdout)["verdicts"]
+    assert [found["verdict"] for found in verdicts] == ["passed", "failed: parity error"]
+    assert {found["target"] for found in verdicts} == {"this machine"}
 
 
 def test_a_page_is_not_overwritten_without_force(tmp_path):
@@ -155,6 +184,12 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path, name, code, words, text):
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text(text, errors="surrogateescape")
     refused(run(folder), code, words)
+
+
+def test_a_damaged_run_is_made_anew_by_run_whose_force_it_is(tmp_path):
+    folder = make_run(tmp_path / "run")
+    (folder / "report" / "summary.json").write_text("{")
+    refused(run(folder), 6, "make it anew with `wasi-export run CONFIG --force`\n")
 
 
 @pytest.mark.parametrize("name", ["report/report.json", "report/memory.json", "subspace/metrics.jsonl"])

@@ -30,7 +30,7 @@ def run(*arguments):
 def test_the_published_schema_is_that_of_the_code(name):
     published = json.loads((SCHEMAS / f"{name}.json").read_text(encoding="utf-8"))
     current = json.loads(json.dumps(schema_of(name)))  # of JSON: without tuples
-    assert published == current, "make it anew: wasi-export schema --out docs/schemas"
+    assert published == current, "make it anew: wasi-export schema --out docs/schemas --force"
     jsonschema.Draft202012Validator.check_schema(published)
 
 
@@ -61,6 +61,28 @@ def test_the_schemas_are_listed_printed_and_written(tmp_path):
     assert run("report", "--out", tmp_path).stdout == f"{tmp_path / 'report.json'}\n"
     assert (tmp_path / "report.json").read_bytes() == (SCHEMAS / "report.json").read_bytes()
     assert "report.json; validate --json" in run().stdout
+
+
+def test_where_schemas_were_written_is_json_as_well(tmp_path):
+    one = run("report", "--out", tmp_path / "one", "--json")
+    require_schema("written-files", one.stdout)
+    assert json.loads(one.stdout)["written"] == [str(tmp_path / "one" / "report.json")]
+    written = json.loads(run("--out", tmp_path / "all", "--json").stdout)["written"]
+    assert {*written} == {str(path) for path in (tmp_path / "all").iterdir()}
+    assert len(written) == len(DOCUMENTS)
+
+
+def test_a_schema_that_exists_is_not_overwritten_without_force(tmp_path):
+    mine = tmp_path / "report.json"
+    mine.write_text("mine")
+    for arguments in (["report", "--out", tmp_path], ["--out", tmp_path]):
+        refused = run(*arguments)
+        assert refused.exit_code == 2
+        assert refused.stderr == f"error: {mine} exists: choose another name or give --force\n"
+        assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+        assert mine.read_text() == "mine"
+    assert run("report", "--out", tmp_path, "--force").exit_code == 0
+    assert json.loads(mine.read_text()) == json.loads(run("report").stdout)
 
 
 def test_a_document_that_does_not_exist_names_the_nearest():

@@ -2,9 +2,11 @@ import json
 import signal
 import subprocess
 import sys
+from contextvars import copy_context
+from pathlib import Path
 
 import pytest
-from helpers import require_schema
+from helpers import SPEC, require_schema
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -17,6 +19,7 @@ from wasi_export.config import Config
 from wasi_export.durable import locked_folder
 from wasi_export.errors import ConfigError, UsageError
 from wasi_export.locks import is_locked
+from wasi_export.run_folder import RunFacts
 
 # Wide enough for its factors to pay, trained far too short to be good.
 CONFIG = """
@@ -200,7 +203,19 @@ def finished(folder, job, accuracy, *, memory=None, code=0):
     """Writes what a finished job leaves of its training, and returns its summary."""
     path = folder / job.name / "subspace" / "run.json"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"name": "tiny", "metrics": {"seconds": 10 * accuracy}}))
+    facts = RunFacts(
+        name="tiny",
+        method="subspace",
+        classes=("dark", "light"),
+        input=SPEC,
+        seed=0,
+        parameters=1000,
+        metrics={"seconds": 10 * accuracy},
+        data_fingerprint=None,
+        key="key",
+        weights_sha256="0" * 64,
+    )
+    path.write_text(facts.model_dump_json())
     return RunSummary(
         name="tiny",
         verdict="passed" if code == 0 else "failed",
@@ -255,6 +270,72 @@ def test_nothing_finished_is_an_empty_table(job_file, tmp_path):
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["rows"] == []
     assert json.loads(result.stdout)["unfinished"] == ["seed=0", "seed=1"]
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text('{"metrics": {}}')])
+def test_a_job_whose_run_is_gone_or_damaged_is_not_finished_and_the_others_are(
+    job_file, tmp_path, damage, capsys
+):
+    jobs = read_sweep(job_file("[sweep]\nseed = [0, 1]\n"))
+    summaries = {job.name: finished(tmp_path, job, 0.5) for job in jobs}
+    damage(tmp_path / "seed=0" / "subspace" / "run.json")
+    table = merge(jobs, tmp_path, lambda job: summaries[job.name])
+    assert [job.name for job in table.jobs] == ["seed=1"]
+    assert table.unfinished == ("seed=0",)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("not in the table: seed=0: ")
+    assert "run.json is not what a run wrote" in line
+
+
+@pytest.fixture
+def job_process(tmp_path, monkeypatch):
+    """Returns a function that puts a shell script in the place of the Python that runs jobs."""
+
+    def install(script):
+        program = tmp_path / "python"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(program))
+
+    return install
+
+
+def test_a_job_that_cannot_begin_does_not_stop_the_others_nor_the_table(job_file, tmp_path, job_process):
+    path, out = job_file('[sweep]\n"data.source" = ["no/where", "digits"]\nseed = [0, 1]\n'), tmp_path / "out"
+    damaged = out / "data.source=digits,seed=0" / "stages.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
+    job_process(f'echo "$@" >> {tmp_path}/jobs')
+    result = run(path, "-o", out)
+    assert result.exit_code == 6
+    lines = [line for line in result.stderr.splitlines() if line.startswith("[")]
+    assert [line[:5] for line in lines] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
+    assert ["error: no data source 'no/where'" in line for line in lines] == [True, True, False, False]
+    assert f"error: {damaged} is not a list of stages" in lines[2]
+    (begun,) = (tmp_path / "jobs").read_text().splitlines()
+    assert f" run {out}/data.source=digits,seed=1/config.toml " in begun
+    assert "0 of 4 jobs are finished" in result.stdout
+
+    merged = run(path, "-o", out, "--merge", "--json")
+    assert merged.exit_code == 0
+    assert len(json.loads(merged.stdout)["unfinished"]) == 4
+    assert merged.stderr.count("not in the table: ") == 3
+
+
+def test_a_job_that_failed_is_the_exit_code_where_another_is_undecided(job_file, tmp_path, job_process):
+    path = job_file('[sweep]\n"subspace.fraction" = [0.2, 0.4]\n')
+    job_process('case "$*" in *=0.2*) exit 1;; *) exit 5;; esac')
+    assert run(path, "-o", tmp_path / "out").exit_code == 1
+
+
+@pytest.mark.parametrize(("flags", "passed_on"), [([], ""), (["-q"], "--quiet "), (["-v"], "--verbose ")])
+def test_jobs_say_as_much_as_the_sweep(job_file, tmp_path, job_process, flags, passed_on):
+    path = job_file("[sweep]\nseed = [0]\n")
+    job_process(f'echo "$@" > {tmp_path}/words')
+    words = [*flags, "run", str(path), "-o", str(tmp_path / "out")]
+    result = copy_context().run(CliRunner().invoke, app, words)  # tests after this one are not told more
+    assert result.exit_code == 0
+    assert (tmp_path / "words").read_text().startswith(f"-m wasi_export {passed_on}run ")
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5))

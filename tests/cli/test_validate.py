@@ -133,6 +133,20 @@ def test_annotations_and_json_do_not_go_together(bundle):
     assert error_of(result).startswith("error: --github and --json both print to stdout")
 
 
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("--limit", 3), "--limit=3 needs --data"),
+        (("--steps", 200), "--steps=200 needs --target"),
+        (("--seconds", 5, "--steps", 3), "--steps=3, --seconds=5.0 need --target"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(bundle, options, line):
+    result = run(bundle, *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert error_of(result) == f"error: {line}: give it too, or leave out what needs it"
+
+
 def test_a_missed_threshold_exits_1(bundle):
     result = run(bundle, "--max-size-mb", 1e-6)
     assert (result.exit_code, result.stderr) == (1, "")

@@ -120,7 +120,15 @@ def test_patience_ends_a_training_that_gets_no_better(adapter, tmp_path):
     options = OPTIONS.model_copy(update={"lr": 0.5, "epochs": 30, "patience": 2, "sched": "constant"})
     progress = adapt(adapter, wrong, options, tmp_path / "state")
     assert progress.ended == "patience"
-    assert progress.epoch - progress.best_epoch == 2
+    assert progress.epoch - progress.improved_epoch == 2
+
+
+def test_patience_ends_a_training_whose_accuracy_stays_equal(adapter, tmp_path):
+    options = OPTIONS.model_copy(update={"lr": 1e-9, "epochs": 30, "patience": 3})
+    progress = adapt(adapter, images(), options, tmp_path / "state")
+    assert {line.accuracy for line in progress.history} == {0.0}
+    assert (progress.ended, progress.epoch, progress.improved_epoch) == ("patience", 3, 0)
+    assert progress.best_epoch == 3  # of equal ones the last is kept
 
 
 def test_a_loss_that_is_not_finite_goes_back_at_a_lower_rate(adapter, tmp_path):
@@ -199,6 +207,24 @@ def test_the_adapter_saves_loads_and_hands_out_weights(adapter, learning_bundle,
     third.set_weights(adapter.weights())
     np.testing.assert_array_equal(third.predict(pictures), adapter.predict(pictures))
     assert adapter.weights().keys() == {"left", "right", "bias"}
+
+
+def test_a_state_of_training_is_not_lost_to_one_that_is_saved_by_hand(adapter, learning_bundle, tmp_path):
+    adapt(adapter, images(), OPTIONS, tmp_path / "state", budget=Budget(max_seconds=0))
+    trained = adapter.session.tensors()
+    with pytest.raises(ConfigError, match=r"a state of another kind .*AdaptProgress.*: name another folder"):
+        adapter.save(tmp_path / "state")
+    assert same(read_state(tmp_path / "state", adapter.identity), trained)
+    adapter.save(tmp_path / "saved")
+    with pytest.raises(ConfigError, match=r"a state of another kind .*Saved.*: name another folder"):
+        adapt(Adapter.open(learning_bundle), images(), OPTIONS, tmp_path / "saved")
+    assert same(read_state(tmp_path / "saved", adapter.identity), trained)
+
+
+def test_an_answer_that_is_not_a_number_is_no_class(adapter):
+    names = adapter.weights()
+    adapter.session.load_tensors({"bias": np.full_like(names["bias"], np.nan)})
+    np.testing.assert_array_equal(adapter.predict([Image.new("RGB", (6, 6))] * 2), [-1, -1])
 
 
 def test_labels_that_do_not_fit_are_refused(adapter):

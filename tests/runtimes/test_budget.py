@@ -15,7 +15,7 @@ def test_time_is_over_after_it():
 def test_more_memory_than_allowed_says_how_much_it_is():
     used = psutil.Process().memory_info().rss / 1e6
     Budget(max_rss_mb=2 * used + 100).is_spent()
-    with pytest.raises(HostError, match=r"takes \d+ MB, --max-rss allows 1: .* --batch-size"):
+    with pytest.raises(HostError, match=r"takes \d+ MB, --max-rss-mb allows 1: .* --batch-size"):
         Budget(max_rss_mb=1).is_spent()
 
 

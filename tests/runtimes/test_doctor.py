@@ -154,6 +154,14 @@ def test_the_command_gives_a_table_or_json(tmp_path):
     assert json.loads(written.stdout)["schema_version"] == 1
 
 
+def test_a_folder_of_this_machine_is_refused_with_a_target(tmp_path):
+    result = CliRunner().invoke(app, ["doctor", "--folder", str(tmp_path), "--target", "arm64"])
+    assert (result.exit_code, result.stdout) == (ExitCode.USAGE, "")
+    assert result.stderr == (
+        f"error: --folder {tmp_path} is of this machine, --target looks at others: leave one out\n"
+    )
+
+
 def test_no_bundle_is_one_line(tmp_path):
     result = CliRunner().invoke(app, ["doctor", str(tmp_path)])
     assert result.exit_code == ExitCode.INTEGRITY

@@ -48,6 +48,14 @@ def test_energy_is_spent_above_the_limit(powercap):
     assert budget.is_spent()
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("n/a\n")])
+def test_a_meter_that_fails_later_says_so(powercap, damage):
+    budget = Budget(max_joules=0.5, meter=open_meter(powercap))
+    damage(powercap / "intel-rapl:0" / "energy_uj")
+    with pytest.raises(HostError, match=r"meter cannot be read any more .*: leave out --max-joules"):
+        budget.is_spent()
+
+
 def test_a_machine_without_a_meter_says_so(tmp_path):
     with pytest.raises(HostError, match=r"no energy meter .* --max-joules cannot be kept: leave it out"):
         open_meter(tmp_path)

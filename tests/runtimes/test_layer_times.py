@@ -9,7 +9,7 @@ from helpers import make_model
 from wasi_export.converters.linear_graph import linear_graph
 from wasi_export.cost import LinearForm
 from wasi_export.errors import IntegrityError
-from wasi_export.runtimes.layer_times import cache_folder, measure_forms, measure_layer_times
+from wasi_export.runtimes.layer_times import measure_forms, measure_layer_times
 
 DENSE = LinearForm(256, 256, 64, None)
 SMALL = LinearForm(256, 256, 64, 32)
@@ -65,11 +65,3 @@ def test_the_rest_of_a_model_is_what_its_layers_do_not_take(tmp_path: Path) -> N
     assert set(times.form_ms) == set(forms)
     assert times.rest_ms >= 0
     assert times.model_ms(forms[:1]) == pytest.approx(times.rest_ms + times.form_ms[forms[0]])
-
-
-def test_the_cache_is_in_the_folder_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "wasi-export"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "wasi-export"

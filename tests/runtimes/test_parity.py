@@ -5,7 +5,6 @@ from helpers import make_bundle, make_model
 from wasi_export.artifact import Bundle, Golden
 from wasi_export.errors import ModelFailedError, NothingToCheckError, ParityError
 from wasi_export.runtimes.parity import (
-    PARITY_TOLERANCE,
     ParityResult,
     _relative,
     measure_parity,
@@ -97,7 +96,3 @@ def test_no_error_is_no_error_of_any_scale():
 def test_a_result_says_where_it_was_measured():
     assert str(ParityResult(7, True, 0.00123)) == "1.2e-03 at batch 7, optimisation all"
     assert str(ParityResult(1, False, 0.5)) == "5.0e-01 at batch 1, optimisation off"
-
-
-def test_the_tolerance_of_a_graph_in_fp32_is_1e_5():
-    assert PARITY_TOLERANCE == 1e-5

@@ -28,6 +28,13 @@ def test_mcnemar_is_the_two_sided_binomial_test(lost, won):
     assert mcnemar_p_value(lost, won) == pytest.approx(expected, rel=1e-9)
 
 
+def test_mcnemar_of_few_changes_is_exact():
+    for changed in range(60):
+        for lost in range(changed + 1):
+            tail = sum(math.comb(changed, k) for k in range(min(lost, changed - lost) + 1))
+            assert mcnemar_p_value(lost, changed - lost) == min(1, 2 * tail / 2**changed)
+
+
 @given(COUNTS, COUNTS)
 def test_mcnemar_is_symmetric_and_a_probability(lost, won):
     assert 0 <= mcnemar_p_value(lost, won) == mcnemar_p_value(won, lost) <= 1
@@ -55,6 +62,22 @@ def test_the_interval_of_a_drop_holds_the_drop_within_its_range(counts, confiden
     lost, won, total = counts
     low, high = drop_interval(lost, won, total, confidence)
     assert -1 <= low <= (lost - won) / total <= high <= 1
+
+
+def test_the_interval_of_a_drop_is_that_of_the_formula():
+    """Of the data in table V of Fagerland, Lydersen and Laake, 1 and 7 of 21: p = 2 / 23 and q = 8 / 23."""
+    p, q = 2 / 23, 8 / 23
+    half = 1.959964 * math.sqrt((p + q - (p - q) ** 2) / 23)
+    found = drop_interval(1, 7, 21, 0.95)
+    assert found == pytest.approx((p - q - half, p - q + half), rel=1e-6)
+    assert found == pytest.approx((-0.508, -0.013), abs=5e-4)
+
+
+@given(st.integers(1, 5000), CONFIDENCES)
+def test_without_a_change_the_interval_of_a_drop_is_of_one_image_more_of_each_kind(total, confidence):
+    half = stats.norm.ppf((1 + confidence) / 2) * math.sqrt(2) / (total + 2)
+    expected = (-min(1, half), min(1, half))
+    assert drop_interval(0, 0, total, confidence) == pytest.approx(expected, rel=1e-9)
 
 
 @given(pairs(), CONFIDENCES)
@@ -93,6 +116,13 @@ def test_the_interval_of_a_share_is_that_of_scipy(counts, confidence):
     assert count / total - 1e-12 <= found[1] <= 1
 
 
+def test_the_interval_of_none_begins_at_0_and_that_of_all_ends_at_1():
+    for total in range(1, 300):  # of 230 it would be 1 + 2e-16
+        assert share_interval(0, total, 0.8)[0] == 0
+        assert share_interval(total, total, 0.8)[1] == pytest.approx(1, rel=1e-15)
+        assert share_interval(total, total, 0.8)[1] <= 1
+
+
 @given(st.lists(NUMBERS, min_size=1, max_size=200), CONFIDENCES)
 def test_the_interval_of_a_median_is_two_of_the_samples_around_it(samples, confidence):
     found = median_interval(samples, confidence)
@@ -112,6 +142,11 @@ def test_the_interval_of_a_median_is_the_narrowest_that_keeps_the_confidence(con
         assert found is None or found == (k - 1, n - k)
         assert k == 0 or 1 - 2 * stats.binom.cdf(k - 1, n, 0.5) >= confidence - 1e-12
         assert 1 - 2 * stats.binom.cdf(k, n, 0.5) < confidence + 1e-12
+
+
+def test_an_interval_of_a_median_may_keep_the_confidence_by_nothing():
+    assert median_interval([3, 1, 2], 0.75) == (1, 3)  # of two tails of 1 / 8
+    assert median_interval([3, 1, 2], 0.76) is None
 
 
 @given(st.lists(NUMBERS, min_size=8, max_size=60), st.floats(0.5, 2))

@@ -2,6 +2,7 @@ import resource
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from wasi_export.errors import ConfigError, IntegrityError, UsageError
 from wasi_export.runtimes.state_folder import BEST, PREVIOUS, STATE, StateFolder, read_state
@@ -12,6 +13,10 @@ OWNER = "a training step"
 
 class Step(Frozen):
     step: int
+
+
+class Other(Frozen):
+    epoch: int
 
 
 @pytest.fixture
@@ -116,12 +121,30 @@ def test_a_state_of_any_other_training_step_is_refused(folder, owner):
 
 
 def test_a_state_with_another_header_is_named_with_the_reason(folder):
-    class Other(Frozen):
-        epoch: int
-
     folder.commit(Step(step=1), tensors(1))
     with pytest.raises(IntegrityError, match=r"state\.safetensors is not a state of this program \('epoch'"):
-        StateFolder(folder.path, Other, OWNER).read()
+        StateFolder(folder.path, type("Step", (Other,), {}), OWNER).read()
+
+
+def test_a_state_of_another_kind_is_neither_passed_by_nor_written_over(folder):
+    folder.commit(Step(step=1), tensors(1))
+    folder.commit(Step(step=2), tensors(2))
+    files = {path.name: path.read_bytes() for path in folder.path.iterdir()}
+    other = StateFolder(folder.path, Other, OWNER)
+    for use in (other.read, lambda: other.commit(Other(epoch=1), tensors(3))):
+        with pytest.raises(ConfigError, match=r"another kind \(Step, this is Other\).*: name another folder"):
+            use()
+    assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == files
+
+
+def test_a_file_of_another_program_does_not_take_the_place_of_the_state_before(folder):
+    folder.commit(Step(step=1), tensors(1))
+    folder.commit(Step(step=2), tensors(2))
+    save_file(tensors(9), folder.path / STATE)
+    assert folder.read()[0] == Step(step=1)
+    folder.commit(Step(step=3), tensors(3))
+    (folder.path / STATE).unlink()
+    assert folder.read()[0] == Step(step=1)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,11 @@ from wasi_export.config import SubspaceConfig, TrainConfig
 from wasi_export.converters.check import check_factors
 from wasi_export.converters.inference import export_inference, reference_outputs
 from wasi_export.manifest import InputSpec
-from wasi_export.ranks import LayerPlan, Plan, choose_rank
+from wasi_export.ranks import Plan
 from wasi_export.runtimes.parity import measure_parity, require_parity
 from wasi_export.subspace.conv import SubspaceConv1x1
 from wasi_export.subspace.factorize import whitened_spectrum
-from wasi_export.subspace.inject import subspace_layers
-from wasi_export.subspace.kinds import Kind, Refusal, find_kinds, kind_of
+from wasi_export.subspace.inject import factorize_model, install_layers, subspace_layers
 from wasi_export.subspace.moments import InputMoments, PrincipalAxes
 from wasi_export.training.optim import create_optimizer
 
@@ -181,66 +179,13 @@ def batch(size: int, count: int = 4) -> Tensor:
 
 
 CONFIG = SubspaceConfig(
-    fraction=0.4, include=("*",), exclude=("head*",), activation="feature", activation_epsilon=0.9
+    method="whitened",
+    sensitivity="none",
+    fraction=0.4,
+    exclude=("head*",),
+    activation="feature",
+    activation_epsilon=0.9,
 )
-
-
-def decide(name: str, kind: Kind | Refusal, seen: InputMoments) -> tuple[LayerPlan, nn.Module | None]:
-    """Returns the decision for one layer, and its factors."""
-    if isinstance(kind, Refusal):
-        return kind.plan(name), None
-    axes = PrincipalAxes.of(seen.feature)
-    spectrum = whitened_spectrum(kind.weight, axes)
-    values = spectrum.singular_values.numpy()
-    rank, reason = choose_rank(values, kind.out_features, kind.in_features, CONFIG)
-    decision = LayerPlan(
-        name=name,
-        in_features=kind.in_features,
-        out_features=kind.out_features,
-        rank=rank,
-        method=None if rank is None else spectrum.method,
-        energy=None,
-        activation={"feature": kind.in_features // 2} if rank is not None else {},
-        reason=reason,
-    )
-    if rank is None:
-        return decision, None
-    layer = kind.empty_layer(decision)
-    left, right = spectrum.truncate(rank)
-    with torch.no_grad():
-        layer.left.copy_(left)
-        layer.right.copy_(right)
-        if layer.bias is not None:
-            layer.bias.copy_(kind.bias)
-    return decision, layer
-
-
-def factorize(model: nn.Module, images: Tensor) -> Plan:
-    """Does what `factorize_model` does, on every kind of layer but the classifier."""
-    chosen = {
-        name: kind
-        for name, kind in find_kinds(model, images).items()
-        if not any(fnmatchcase(name, pattern) for pattern in CONFIG.exclude)
-    }
-    moments = {name: InputMoments() for name in chosen}
-    hooks = [
-        kind.module.register_forward_pre_hook(
-            lambda _, inputs, name=name, kind=kind: moments[name].add(kind.rows(inputs[0]))
-        )
-        for name, kind in chosen.items()
-        if isinstance(kind, Kind)
-    ]
-    with torch.no_grad():
-        model.eval()(images)
-    for hook in hooks:
-        hook.remove()
-    decisions = []
-    for name, kind in chosen.items():
-        decision, layer = decide(name, kind, moments[name])
-        decisions.append(decision)
-        if layer is not None:
-            model.set_submodule(name, layer)
-    return Plan(activation_mode="feature", layers=tuple(decisions))
 
 
 def train_one_step(model: nn.Module, images: Tensor) -> float:
@@ -256,7 +201,7 @@ def train_one_step(model: nn.Module, images: Tensor) -> float:
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 def test_a_family_is_factored_trained_exported_and_the_same(family: Family, tmp_path: Path) -> None:
     model, images = make_random(family), batch(family.size)
-    plan = factorize(model, images)
+    plan = factorize_model(model, [images], CONFIG, total=1)
     layers = dict(subspace_layers(model))
     assert set(family.factored) <= layers.keys() == {layer.name for layer in plan.factored}
     reasons = {layer.name: layer.reason for layer in plan.layers if layer.rank is None}
@@ -284,14 +229,11 @@ def test_a_family_is_factored_trained_exported_and_the_same(family: Family, tmp_
 def test_a_trained_state_loads_strictly_into_a_new_model_with_the_same_layers(name: str) -> None:
     family = FAMILIES[name]
     model, images = make_random(family), batch(family.size)
-    plan = factorize(model, images)
+    plan = factorize_model(model, [images], CONFIG, total=1)
     train_one_step(model, images)
     assert any(isinstance(layer, SubspaceConv1x1) for _, layer in subspace_layers(model))
     other = family.make()
-    for decision in Plan.model_validate_json(plan.model_dump_json()).factored:
-        kind = kind_of(other.get_submodule(decision.name))
-        assert isinstance(kind, Kind)
-        other.set_submodule(decision.name, kind.empty_layer(decision))
+    install_layers(other, Plan.model_validate_json(plan.model_dump_json()))
     other.load_state_dict(model.state_dict(), strict=True)
     with torch.no_grad():
         assert torch.equal(model.eval()(images), other.eval()(images))
@@ -308,8 +250,8 @@ def test_four_axes_are_whitened_as_rows() -> None:
         moments.add(part)
     errors = []
     for axes in (PrincipalAxes.of(moments.feature), PrincipalAxes.of(torch.eye(32, dtype=torch.float64))):
-        left, right = whitened_spectrum(layer.weight.detach(), axes).truncate(8)
-        errors.append(((x @ right.T @ left.T) - x @ layer.weight.T).norm().item())
+        left = whitened_spectrum(layer.weight.detach(), axes).basis[:, :8].float()
+        errors.append(((x @ layer.weight.T @ left @ left.T) - x @ layer.weight.T).norm().item())
     whitened, plain = errors
     assert whitened < 0.1 * plain
     best = torch.linalg.svdvals((x @ layer.weight.T).reshape(-1, 24))[8:].norm().item()

@@ -77,6 +77,27 @@ def test_a_replacement_has_the_dtype_the_mode_and_the_activation_ranks(layer: nn
     assert factored.feature_basis.shape == (6, 4)
 
 
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(6, 9), nn.Conv2d(6, 9, 1, stride=2), nn.Linear(6, 9, bias=False)], ids=str
+)
+def test_a_replacement_to_be_filled_is_all_set_and_draws_no_random_number(layer: nn.Module) -> None:
+    """Also its bases: they are orthonormal, as is left."""
+    kind, state = kind_for(layer), torch.get_rng_state()
+    plan = plan_for(kind, 4, activation=ActivationRanks(feature=3, token=2, token_count=5))
+    torch.use_deterministic_algorithms(True)  # torch.empty gives NaN
+    try:
+        factored = kind.empty_layer(plan)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(tensor.isfinite().all() for tensor in factored.state_dict().values())
+    for columns in (factored.left, factored.feature_basis, factored.token_basis):
+        assert columns is not None
+        assert torch.equal(columns.T @ columns, torch.eye(columns.shape[1]))
+    assert torch.equal(factored.right, factored.left.T @ kind.weight)
+    assert factored.passes == 0
+
+
 class Doubled(nn.Linear):
     """Computes something else."""
 

@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from wasi_export.cost import linear_cost
-from wasi_export.ranks import ActivationRanks, LayerPlan
+from wasi_export.cost import LinearForm
+from wasi_export.ranks import ActivationRanks
 from wasi_export.subspace.linear import BASIS_PERIOD, SubspaceLinear
 from wasi_export.subspace.tucker import Bases, batch_basis, compress, follow, reconstruct
 
@@ -216,6 +216,47 @@ def test_the_basis_moves_in_every_eighth_differentiated_pass() -> None:
     assert [step for step, it_moved in enumerate(moved) if it_moved] == [0, BASIS_PERIOD, 2 * BASIS_PERIOD]
 
 
+class ReadNumbers(TorchDispatchMode):
+    """Counts how often a number of a tensor is read, for which a program waits on a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@any_mode
+def test_no_number_of_a_tensor_decides_whether_the_bases_move(activation: ActivationRanks) -> None:
+    layer, x = make(activation), tokens()
+    with ReadNumbers() as read:
+        for _ in range(BASIS_PERIOD + 1):
+            layer(x).sum().backward()
+    assert (read.count, layer.passes) == (0, BASIS_PERIOD + 1)
+
+
+def test_a_number_that_is_read_is_counted() -> None:
+    with ReadNumbers() as read:
+        assert torch.ones(()) % BASIS_PERIOD == 1
+    assert read.count == 1
+
+
+def test_a_state_without_the_number_of_passes_is_not_strictly_loaded() -> None:
+    layer = make()
+    layer.passes = 5
+    state = layer.state_dict()
+    assert state["passes"].dtype == torch.int64
+    other = copy.deepcopy(layer)
+    other.passes = 0
+    other.load_state_dict(state)
+    assert (other.passes, "passes" in state) == (5, True)
+    with pytest.raises(RuntimeError, match=r"size mismatch for passes: \[2\] in place of one number"):
+        other.load_state_dict({**state, "passes": torch.zeros(2)})
+    del state["passes"]
+    with pytest.raises(RuntimeError, match=r'Missing key.*"passes"'):
+        other.load_state_dict(state)
+
+
 def test_a_second_forward_does_not_change_what_the_first_one_saved() -> None:
     alone, together = make(), make()
     alone(tokens(seed=1)).square().sum().backward()
@@ -246,7 +287,7 @@ def test_a_pass_made_again_has_the_gradient_at_what_it_keeps_itself(
     assert layer.passes == passes + 2
     plain = make(activation)
     plain.load_state_dict(layer.state_dict())
-    plain.passes.fill_(1)  # the bases stay where the second pass had them
+    plain.passes = 1  # the bases stay where the second pass had them
     y = plain(tokens().requires_grad_())
     y.square().sum().backward()
     for mine, theirs in zip(gradients(layer), gradients(plain), strict=True):
@@ -323,7 +364,7 @@ def test_training_stays_finite_at_every_batch_size_and_precision(
 def test_an_input_of_zeros_or_of_one_repeated_row_is_no_trouble(activation: ActivationRanks) -> None:
     layer = make(activation)
     for x in (torch.zeros(4, 6, IN), torch.ones(4, 6, IN)):
-        layer.passes.zero_()
+        layer.passes = 0
         layer(x.double()).square().sum().backward()
     assert all(grad.isfinite().all() for grad in gradients(layer))
 
@@ -374,11 +415,8 @@ def test_a_new_layer_has_outputs_of_the_variance_of_a_new_dense_layer() -> None:
 
 def test_parameters_and_macs_are_those_of_the_formula() -> None:
     layer, x = make(bias=False), tokens(4)
-    plan = LayerPlan(
-        name="fc", in_features=IN, out_features=OUT, rank=RANK, method="plain", energy=1.0, reason="test"
-    )
-    cost = linear_cost(plan, batch=4, tokens=6)
+    form = LinearForm(OUT, IN, 4 * 6, RANK)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         layer(x)
-    assert counter.get_total_flops() == 2 * cost.forward_macs
-    assert sum(p.numel() for p in layer.parameters()) == cost.parameters
+    assert counter.get_total_flops() == 2 * form.macs
+    assert sum(p.numel() for p in layer.parameters()) == form.parameters

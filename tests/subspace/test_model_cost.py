@@ -49,3 +49,21 @@ def test_attention_counts_whichever_kernel_computes_it() -> None:
     patches, tokens, width = 16, 17, 64
     block = tokens * width * (3 * width + width + 4 * width + 4 * width) + 2 * tokens * tokens * width
     assert cost.macs == patches * 3 * 64 * width + 2 * block + width * 10
+
+
+class ClassToken(nn.Module):
+    """Gives a layer a parameter as its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.fc = nn.Parameter(torch.ones(1, 1, 8)), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.fc(self.token) + x.sum()
+        return y
+
+
+def test_a_parameter_may_be_the_input_of_a_layer() -> None:
+    model = ClassToken()
+    cost = measure_model_cost(model, {"fc": LinearKind(model.fc)}, torch.zeros(1, 3, 8, 8))
+    assert (cost.macs, cost.tokens) == (32, {"fc": 1})

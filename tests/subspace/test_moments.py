@@ -1,10 +1,20 @@
-"""Second moments do not depend on how the data came."""
+"""Second moments do not depend on how the data came, but for rounding."""
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import Tensor, nn
 
+from wasi_export.subspace.conv import SubspaceConv1x1
 from wasi_export.subspace.kinds import LinearKind
-from wasi_export.subspace.moments import InputMoments, PrincipalAxes, collect_gradients, collect_moments
+from wasi_export.subspace.moments import (
+    InputMoments,
+    PrincipalAxes,
+    collect_gradients,
+    collect_moments,
+    leading_axes,
+)
 
 
 def images(count: int = 6) -> Tensor:
@@ -13,8 +23,8 @@ def images(count: int = 6) -> Tensor:
 
 def test_the_moment_is_the_sum_over_tokens_whatever_the_batches() -> None:
     layer, x = nn.Linear(4, 3), images()
-    whole = collect_moments(layer, {"fc": LinearKind(layer)}, [x], total=1)["fc"]
-    parts = collect_moments(layer, {"fc": LinearKind(layer)}, x.split([1, 4, 1]), total=3)["fc"]
+    whole = collect_moments(layer, {"fc": layer}, [x], total=1)["fc"]
+    parts = collect_moments(layer, {"fc": layer}, x.split([1, 4, 1]), total=3)["fc"]
     flat = x.reshape(-1, 4).double()
     assert whole.feature is not None
     assert whole.token is not None
@@ -26,9 +36,21 @@ def test_the_moment_is_the_sum_over_tokens_whatever_the_batches() -> None:
 
 def test_the_model_keeps_its_mode_and_carries_no_hooks_afterwards() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)).train()
-    collect_moments(model, {"0": LinearKind(model[0])}, [images()], total=1)
+    collect_moments(model, {"0": model[0]}, [images()], total=1)
     assert model.training
     assert not model[0]._forward_pre_hooks
+
+
+@pytest.mark.parametrize("make", [nn.Conv2d, SubspaceConv1x1])
+def test_of_a_convolution_the_moment_is_that_of_the_pixels_it_looks_at(
+    make: Callable[..., nn.Module],
+) -> None:
+    layer, x = make(3, 4, 1, stride=(1, 2)), torch.randn(2, 3, 4, 6)
+    found = collect_moments(layer, {"conv": layer}, [x], total=1)["conv"]
+    rows = x[..., ::2].permute(0, 2, 3, 1).reshape(-1, 3)
+    assert found.feature is not None
+    assert torch.allclose(found.feature, (rows.T @ rows).double(), rtol=1e-5, atol=1e-5)
+    assert found.token_count == 12
 
 
 def test_token_moments_are_dropped_when_the_token_count_changes() -> None:
@@ -64,6 +86,17 @@ def test_principal_axes_come_largest_first() -> None:
     assert axes is not None
     assert axes.values.tolist() == [9.0, 4.0, 1.0]
     assert axes.vectors[:, 0].abs().tolist() == [0.0, 1.0, 0.0]
+
+
+def test_the_leading_axes_are_a_basis_and_a_whole_mode_has_none() -> None:
+    flat = images().reshape(-1, 4).double()
+    axes = PrincipalAxes.of(flat.T @ flat)
+    basis = leading_axes(axes, 3)
+    assert basis is not None
+    assert (basis.dtype, basis.shape, basis.is_contiguous()) == (torch.float32, (4, 3), True)
+    assert torch.allclose(basis.T @ basis, torch.eye(3), atol=1e-6)
+    assert leading_axes(axes, None) is None
+    assert leading_axes(None, 3) is None
 
 
 def test_gradient_moments_are_those_of_autograd_whatever_the_batches() -> None:

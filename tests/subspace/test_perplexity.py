@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from wasi_export.errors import RankError
+from wasi_export.ranks import ActivationRanks
 from wasi_export.subspace.kinds import LinearKind
 from wasi_export.subspace.perplexity import PerplexityPoint, choose_activations, measure_perplexity
 
@@ -57,6 +58,16 @@ def test_the_gradient_error_falls_with_epsilon_and_the_bytes_grow(
         assert (
             layer[3].gradient_error < 1e-4 * layer[0].gradient_error
         )  # all energy: rounding of fp32 is left
+
+
+@pytest.mark.parametrize("mode", ["feature", "feature+token", "feature+token+batch"])
+def test_a_mode_that_needs_all_its_axes_is_whole_and_costs_no_basis(
+    model: TwoLayers, batch: tuple[torch.Tensor, torch.Tensor], mode: str
+) -> None:
+    for name, layer in points_of(model, batch, mode).items():
+        assert layer[-1].ranks == ActivationRanks()
+        assert layer[-1].saved_bytes == 4 * 8 * 6 * {"fc1": 12, "fc2": 20}[name]
+        assert layer[-1].gradient_error == 0
 
 
 def test_the_error_is_that_of_the_weights_gradient(

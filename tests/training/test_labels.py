@@ -20,6 +20,15 @@ def test_the_head_of_a_checkpoint_counts(tmp_path: Path) -> None:
     assert own_classes(config) == ("0", "1", "2", "3")
 
 
+def test_classes_that_timm_does_not_know_are_a_clear_error() -> None:
+    with pytest.raises(
+        ConfigError, match=r"does not know which classes hf-hub:timm/test_vit.r160_in1k has: tr"
+    ):
+        own_classes(ModelConfig(name="hf-hub:timm/test_vit.r160_in1k"))
+    with pytest.raises(ConfigError, match="no tag 'nonsense' of test_vit: choose one of r160_in1k"):
+        own_classes(ModelConfig(name="test_vit.nonsense"))
+
+
 @pytest.mark.parametrize("name", ["test_vit", "vit_small_patch14_dinov2"])
 def test_weights_without_a_head_are_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"

@@ -6,13 +6,15 @@ import signal
 import pytest
 import torch
 from accelerate import Accelerator
+from timm.layers import Mlp
 from torch import nn
 
 from wasi_export.config import MemoryConfig, ModelConfig, TrainConfig
 from wasi_export.errors import ConfigError
 from wasi_export.interrupt import TrainingInterrupted
 from wasi_export.ranks import LayerPlan, Plan
-from wasi_export.subspace.inject import install_layers
+from wasi_export.subspace.conv import SubspaceConv1x1
+from wasi_export.subspace.inject import install_layers, subspace_layers
 from wasi_export.training.data import make_loader, random_numbers
 from wasi_export.training.ladder import recomputable_blocks, recomputable_mlps, saving_memory
 from wasi_export.training.loop import fit
@@ -37,12 +39,19 @@ def make(name="vit_tiny_patch16_224", *, factor=False, **kwargs):
     with random_numbers(0):
         model = create_model(ModelConfig(name=name, img_size=32, kwargs=size | kwargs), 10)
         if factor:
-            install_layers(model, plan_of(model))
+            install_drawn(model)
     return model
 
 
 def convolutional():
     return create_model(ModelConfig(name="test_resnet"), 10)
+
+
+def install_drawn(model):
+    """Replaces every Linear layer in the blocks by random factors, in place."""
+    install_layers(model, plan_of(model))
+    for _, layer in subspace_layers(model):
+        layer.reset_parameters()
 
 
 def plan_of(model, rank=16):
@@ -188,6 +197,12 @@ def test_only_factored_mlps_without_dropout_inside_are_recomputed():
     assert recomputable_mlps(make(factor=True, proj_drop_rate=0.1)) == {}
 
 
+def test_mlps_of_convolutions_are_not_recomputed():
+    mlp = Mlp(16, 32, use_conv=True)
+    mlp.fc1, mlp.fc2 = SubspaceConv1x1(16, 32, 4), SubspaceConv1x1(32, 16, 4)
+    assert recomputable_mlps(nn.Sequential(mlp)) == {}
+
+
 @pytest.mark.parametrize(
     ("model", "memory", "message"),
     [
@@ -234,7 +249,7 @@ class Training:
     def __call__(self, run_dir=None, track=lambda items, label, total: items):
         with random_numbers(0):
             model = create_model(self.config.model, 10)
-            install_layers(model, plan_of(model))
+            install_drawn(model)
         spec = input_spec(model, self.config)
         train, val = self.digits
         loaders = (make_loader(train, spec, self.config.data, training=True),)

@@ -1,14 +1,16 @@
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from wasi_export.config import Config
+from wasi_export.config import Config, ModelConfig
 from wasi_export.errors import ConfigError, HostError
 from wasi_export.training.models import create_model, head_modules, input_spec, load_checkpoint
 
@@ -108,6 +110,33 @@ def test_an_unknown_model_name_gets_the_nearest_ones(tiny):
         ConfigError, match=r"no model 'vit_tiny_patch16_223': did you mean vit_tiny_patch16_224"
     ):
         create_model(tiny("model.name=vit_tiny_patch16_223").model, 10)
+
+
+@pytest.mark.parametrize("size", [16, None])
+def test_an_unknown_tag_gets_the_known_ones(size):
+    message = r"no tag 'nonsense' of vit_tiny_patch16_224: choose one of augreg_in21k, .*or leave it out"
+    with pytest.raises(ConfigError, match=message):
+        create_model(ModelConfig(name="vit_tiny_patch16_224.nonsense", img_size=size), 10)
+
+
+def test_a_tag_without_weights_is_known():
+    config = of_family("resnet50_mlp.untrained", 64)
+    assert create_model(config.model, 10).num_classes == 10
+
+
+def test_pretrained_weights_of_another_shape_say_what_to_change(tiny, tmp_path, monkeypatch):
+    path = saved(create_model(tiny("model.in_chans=3").model, 10), tmp_path / "weights.safetensors")
+    overlay = {"file": str(path), "num_classes": 10}
+    make = functools.partial(timm.create_model, pretrained_cfg_overlay=overlay)  # in place of a download
+    monkeypatch.setattr(timm, "create_model", make)
+    config = tiny("model.in_chans=3", "model.pretrained=true").model
+    assert create_model(config, 10).num_classes == 10
+    other = tiny("model.in_chans=3", "model.pretrained=true", "model.kwargs.embed_dim=96").model
+    with pytest.raises(
+        ConfigError, match=r"do not fit .*'embed_dim': 96.*size mismatch.*pretrained = false"
+    ) as e:
+        create_model(other, 10)
+    assert "\n" not in str(e.value)
 
 
 def test_an_unknown_model_argument_is_named(tiny):

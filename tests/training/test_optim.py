@@ -9,12 +9,21 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from wasi_export.config import SubspaceConfig, TrainConfig
+from wasi_export.converters.step_graph.rates import parameter_rates
 from wasi_export.errors import ConfigError
+from wasi_export.runtimes.schedule import learning_rate
 from wasi_export.subspace.gauge import GaugeFix
 from wasi_export.subspace.inject import factorize_model, install_layers, subspace_layers
 from wasi_export.subspace.linear import SubspaceLinear
-from wasi_export.training.models import create_model
-from wasi_export.training.optim import SCHEDULES, create_optimizer, create_scheduler, parameter_groups
+from wasi_export.subspace.lora import add_lora
+from wasi_export.training.models import create_model, head_modules
+from wasi_export.training.optim import (
+    SCHEDULES,
+    common_rate,
+    create_optimizer,
+    create_scheduler,
+    parameter_groups,
+)
 from wasi_export.training.profile_parts import part_times
 from wasi_export.training.resume import CHECKPOINT, Position, position_to_resume, restore, save_position
 from wasi_export.training.step import TrainingStep
@@ -98,6 +107,58 @@ def test_a_cosine_falls_to_nearly_nothing():
     falling = rates(TrainConfig(lr=1.0, warmup_steps=0), 20)
     assert falling == sorted(falling, reverse=True)
     assert 0 < falling[-1] < 0.01
+
+
+@pytest.mark.parametrize("sched", SCHEDULES)
+def test_every_group_warms_up_to_its_own_rate(model, sched):
+    config = TrainConfig(lr=9e-4, head_lr=3e-5, warmup_steps=10, sched=sched)
+    optimizer = create_optimizer(model, config)
+    highest = [group["lr"] for group in optimizer.param_groups]
+    scheduler = create_scheduler(optimizer, config, 100)
+    assert set(highest) == {9e-4, 3e-5}
+    for step in range(10):
+        scheduler.step_update(step)
+        found = [group["lr"] for group in optimizer.param_groups]
+        assert found == pytest.approx([lr * (step + 1) / 11 for lr in highest])
+
+
+@pytest.mark.parametrize("sched", ["cosine", "constant"])
+@pytest.mark.parametrize("head_lr", [None, 3e-5, 2e-2])
+@pytest.mark.parametrize("factor_lr", ["auto", 5e-4])
+def test_training_and_the_board_have_one_rate_for_each_parameter(tiny, sched, head_lr, factor_lr):
+    model = create_model(tiny().model, 64)
+    subspace = SubspaceConfig(include=("head", "blocks.0.*"), rank=8, method="plain")
+    factorize_model(model, [images(99, 20)], subspace, total=1)
+    assert isinstance(model.head, SubspaceLinear)
+    config = TrainConfig(lr=9e-4, head_lr=head_lr, factor_lr=factor_lr, warmup_steps=4, sched=sched)
+    on_board = parameter_rates(
+        model,
+        [name for name, _ in model.named_parameters()],
+        head=1.0 if head_lr is None else head_lr / config.lr,
+        factors=None if factor_lr == "auto" else factor_lr / config.lr,
+    )
+    optimizer = create_optimizer(model, config)
+    scheduler = create_scheduler(optimizer, config, 12)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for step in range(12):
+        scheduler.step_update(step)
+        rate = learning_rate(sched, step, lr=config.lr, steps=12, warmup=4)
+        trained = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        assert trained == pytest.approx({name: rate * rates.lr for name, rates in on_board.items()})
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["factored", "LoRA"])
+def test_the_common_rate_is_not_that_of_the_head(model, lora):
+    if lora:
+        add_lora(model, ["blocks.0.mlp.fc1"], 4, trained=head_modules(model))
+    else:
+        factorize_model(
+            model, [images(99, 20)], SubspaceConfig(rank=8, method="plain", activation="none"), total=1
+        )
+    optimizer = create_optimizer(model, TrainConfig(lr=2e-3, head_lr=1e-4))
+    assert common_rate(model, optimizer) == 2e-3
+    head = torch.optim.SGD(model.head.parameters(), lr=0.5)
+    assert common_rate(model, head) == 0.5
 
 
 @pytest.mark.parametrize("sched", SCHEDULES)

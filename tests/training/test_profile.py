@@ -64,7 +64,7 @@ def test_waiting_for_a_batch_is_the_phase_data(model):
 @pytest.mark.parametrize("passes", [0, 3, 7])
 def test_moves_of_bases_and_gauge_are_parts_wherever_in_its_period_a_layer_is(passes):
     layer = SubspaceLinear(64, 64, 16, activation=ActivationRanks(feature=16))
-    layer.passes.fill_(passes)
+    layer.passes = passes
     optimizer = torch.optim.AdamW(layer.parameters())
     GaugeFix({"fc": layer}, "adamw").attach(optimizer)
     profiler = StepProfiler(layer)

@@ -1,11 +1,14 @@
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from wasi_export.errors import ArtifactExistsError, ConfigError, IntegrityError, UsageError
 from wasi_export.interrupt import TrainingInterrupted
+from wasi_export.manifest import CONFIG
 from wasi_export.ranks import Plan
-from wasi_export.run_folder import CONFIG, FACTS, PLAN, WEIGHTS
+from wasi_export.run_folder import FACTS, OPTIMIZER, PLAN, WEIGHTS
 from wasi_export.subspace.inject import subspace_layers
 from wasi_export.training.beginning import first_model
 from wasi_export.training.checkpoint import load_run, read_facts
@@ -172,6 +175,13 @@ def test_a_flipped_byte_in_the_weights_is_found(tiny, tmp_path):
         load_run(tmp_path / "run")
 
 
+def test_a_state_of_an_optimiser_that_is_damaged_is_named(finished, tmp_path):
+    shutil.copytree(finished / "dense", tmp_path / "run")
+    (tmp_path / "run" / OPTIMIZER).write_bytes(b"noise" * 100)
+    with pytest.raises(IntegrityError, match=r"optimizer\.safetensors holds no whole state .*: make the run"):
+        load_run(tmp_path / "run")
+
+
 def test_a_folder_without_a_run_is_a_clear_error(tmp_path):
     with pytest.raises(IntegrityError, match="holds no finished run"):
         load_run(tmp_path / "nowhere")
@@ -291,6 +301,13 @@ def test_all_epochs_may_be_dense_and_more_are_refused(tiny, tmp_path):
     assert load_run(tmp_path / "two").plan.factored
     with pytest.raises(ConfigError, match=r"dense_epochs = 3 is above train\.subspace\.epochs = 2: lower it"):
         train_run(tiny("subspace.dense_epochs=3"), "subspace", tmp_path / "three")
+
+
+def test_a_plan_of_other_layers_is_refused_before_anything_is_trained(finished, tiny, tmp_path):
+    options = (f"subspace.plan='{finished / 'subspace' / PLAN}'", 'subspace.include=["blocks.*.mlp.*"]')
+    with pytest.raises(ConfigError, match=r"it also has .*blocks\.0\.attn\.qkv"):
+        train_run(tiny(*options), "subspace", tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_a_plan_made_before_gives_the_ranks(finished, tiny, tmp_path):

@@ -3,7 +3,7 @@
 import contextlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +235,24 @@ def test_graphs_in_graphs_without_end_do_not_end_the_process(file: Path) -> None
             inner = tag + encoder._VarintBytes(len(inner)) + inner  # type: ignore[attr-defined]
     with pytest.raises(MalformedError, match="it is no ONNX"):
         check(file, make_model() + b"\x3a" + encoder._VarintBytes(len(inner)) + inner)  # type: ignore[attr-defined]
+
+
+NAMES: Mapping[str, Edit] = {
+    "input": lambda m: m.graph.node[0].input.__setitem__(0, "marked"),
+    "output": lambda m: m.graph.node[0].output.__setitem__(0, "marked"),
+    "name": lambda m: setattr(m.graph.node[0], "name", "marked"),
+    "op_type": lambda m: setattr(m.graph.node[0], "op_type", "marked"),
+    "dim_param": lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[0], "dim_param", "marked"),
+}
+
+
+@pytest.mark.parametrize("edit", NAMES.values(), ids=NAMES.keys())
+def test_a_name_that_is_no_text_is_refused_though_nothing_reads_it_here(file: Path, edit: Edit) -> None:
+    found = model()
+    edit(found)
+    check(file, found)
+    with pytest.raises(MalformedError, match=r"it is no ONNX: .*UTF-8"):
+        check(file, found.SerializeToString().replace(b"marked", b"marke\xff"))
 
 
 def test_more_nodes_than_any_model_has_are_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

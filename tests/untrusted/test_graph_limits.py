@@ -44,6 +44,16 @@ def test_a_file_has_as_many_nodes_as_the_limit_and_no_more(tmp_path):
         check_graph(write(model, tmp_path))
 
 
+def test_nodes_count_where_none_has_attributes(tmp_path):
+    model = load_model_from_string(make_model())
+    del model.graph.node[:]
+    model.graph.node.extend([NodeProto(op_type="Relu")] * MAX_NODES)
+    check_graph(write(model, tmp_path))
+    model.graph.node.add(op_type="Relu")
+    with pytest.raises(MalformedError, match="more than 200000 nodes"):
+        check_graph(write(model, tmp_path))
+
+
 def test_the_largest_file_is_what_protobuf_takes():
     assert MAX_BYTES == 2147483647
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors.numpy import save, save_file
 
-from wasi_export.errors import MalformedError
-from wasi_export.untrusted.tensors import check_tensors
+from wasi_export.errors import IntegrityError, MalformedError
+from wasi_export.untrusted.tensors import check_tensors, load_unchecked
 from wasi_export.untrusted.values import check_finite
 
 
@@ -28,6 +28,20 @@ def test_weights_pass(tmp_path: Path) -> None:
     }
     save_file(weights, tmp_path / "x.safetensors")
     check_tensors(tmp_path / "x.safetensors")
+
+
+def test_without_a_look_values_are_as_they_are(tmp_path: Path) -> None:
+    save_file({"w": np.array([1, np.nan], np.float32)}, tmp_path / "x.safetensors")
+    found = load_unchecked(tmp_path / "x.safetensors", "weights")
+    np.testing.assert_array_equal(found["w"], np.array([1, np.nan], np.float32))
+
+
+@pytest.mark.parametrize("data", [None, b"x"], ids=["missing", "noise"])
+def test_a_file_without_tensors_is_told_by_what_it_should_hold(data: bytes | None, tmp_path: Path) -> None:
+    if data is not None:
+        (tmp_path / "x.safetensors").write_bytes(data)
+    with pytest.raises(IntegrityError, match=r"x\.safetensors holds no results of a machine: "):
+        load_unchecked(tmp_path / "x.safetensors", "results of a machine")
 
 
 F32 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}

@@ -1,7 +1,8 @@
 """The command line: one module a command, each of which imports what it needs when it is called."""
 
 import logging
-from typing import Annotated
+import sys
+from typing import Annotated, cast
 
 import typer
 
@@ -23,7 +24,7 @@ from wasi_export.cli import (
     train_graph,
     validate,
 )
-from wasi_export.cli._console import VERBOSITY
+from wasi_export.cli._console import VERBOSITY, print_error
 
 # \b keeps the lines apart.
 EXIT_CODES = """\b
@@ -96,6 +97,19 @@ for _command in (
     app.command()(_command)
 
 
+# UsageError of click, base of all that is wrong with what was typed; newer typers have their own click.
+_TypedWrong = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
+
+
 def main() -> None:
-    """Runs the command line."""
-    app(prog_name="wasi-export")
+    """Runs the command line; with `--json` what was typed wrong is told as an object on stdout as well."""
+    try:
+        code = app(prog_name="wasi-export", standalone_mode=False)
+    except _TypedWrong as error:
+        error.show()
+        code = error.exit_code
+        if "--json" in sys.argv:  # no command has begun, so nobody else knows
+            place = error.ctx.command_path if error.ctx else "wasi-export"
+            message = " ".join(error.format_message().split()).rstrip(".")
+            print_error("UsageError", f"{message}: see `{place} --help`", code)
+    sys.exit(code)

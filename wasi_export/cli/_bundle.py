@@ -24,12 +24,21 @@ from wasi_export.converters.merge import with_values
 from wasi_export.converters.simplify import fold_normalization, simplify
 from wasi_export.datasets import load_calibration, load_data
 from wasi_export.durable import staged_folder, write_bytes
-from wasi_export.errors import ConfigError, UnsupportedModelError
-from wasi_export.image_set import ImageSet
-from wasi_export.manifest import GOLDEN, MODEL, TRAINED_PLAN, InputSpec, Manifest, ModelFacts, creation_time
+from wasi_export.errors import ConfigError, DataError, UnsupportedModelError
+from wasi_export.image_set import ImageSet, some
+from wasi_export.manifest import (
+    CONFIG,
+    GOLDEN,
+    MODEL,
+    TRAINED_PLAN,
+    InputSpec,
+    Manifest,
+    ModelFacts,
+    creation_time,
+)
 from wasi_export.progress import Track, silent
 from wasi_export.ranks import Plan
-from wasi_export.runtimes.parity import PARITY_TOLERANCE, measure_parity, require_parity, worst
+from wasi_export.runtimes.parity import measure_parity, require_parity, worst
 from wasi_export.runtimes.preprocess import Preprocess
 from wasi_export.subspace.inject import fold_layers
 from wasi_export.training.checkpoint import load_run
@@ -96,12 +105,28 @@ def export_run(
             spec=run.facts.input,
             classes=run.facts.classes,
             plan=run.plan,
-            images=load_data(config.data, track=track)[1],
+            images=_validation_images(config, run.facts.classes, track),
             data_fingerprint=run.facts.data_fingerprint,
             metrics=tuple(run.facts.metrics.items()),
         )
         write_checked(classifier, folder, track=track)
     return Bundle.open(destination)
+
+
+def _validation_images(config: Config, classes: tuple[str, ...], track: Track) -> ImageSet:
+    """Returns the images that a trained model is checked with.
+
+    Raises:
+        DataError: there are other classes than it was trained on.
+    """
+    images = load_data(config.data, track=track)[1]
+    if images.classes != classes:
+        odd = sorted(set(images.classes) ^ set(classes))
+        raise DataError(
+            f"{config.data.source} has {len(images.classes)} classes and the model was trained on "
+            f"{len(classes)}, they differ in {some(odd)}: bring the images back, or train again"
+        )
+    return images
 
 
 def export_model(
@@ -162,7 +187,7 @@ def write_checked(classifier: Classifier, folder: Path, *, track: Track = silent
         CheckFailedError: the exported graph is not as planned, or differs from the torch model.
     """
     config, golden, spec = classifier.config, make_golden(classifier), bundle_spec(classifier)
-    tolerance = config.thresholds.max_parity_error or PARITY_TOLERANCE
+    tolerance = config.thresholds.max_parity_error
     name, trained, training = config.name, None, None
     if config.export.train_graph:
         trained = make_training_step(classifier.model, classifier.spec, config.on_board, golden.images)
@@ -187,7 +212,7 @@ def write_checked(classifier: Classifier, folder: Path, *, track: Track = silent
     require_parity(parity, tolerance)
     judged = Source(graph, folder / MODEL, golden, classifier.images, spec, classifier.labelled)
     quantized = add_quantized(judged, config.export.quantize, factors=config.export.int8_factors, track=track)
-    write_bytes(folder / "config.toml", config.to_toml().encode())
+    write_bytes(folder / CONFIG, config.to_toml().encode())
     if classifier.plan is not None:
         write_bytes(folder / "plan.json", plan.model_dump_json(indent=2).encode())
     facts = graph_facts(graph)

@@ -8,12 +8,16 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
 import typer
 
 from wasi_export.cli._machine_faults import machine_faults
 from wasi_export.errors import ExitCode, WasiExportError
+
+if TYPE_CHECKING:
+    from wasi_export.cli._documents import ErrorFacts
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,6 +31,7 @@ JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print the result, or the error, as one JSON document on stdout.")
 ]
 """Type of the parameter `as_json` that every command has."""
+BundleArgument = Annotated[Path, typer.Argument(help="Folder that `wasi-export export` wrote.")]
 
 
 def exit_codes(command: Callable[P, R]) -> Callable[P, R]:
@@ -47,7 +52,7 @@ def exit_codes(command: Callable[P, R]) -> Callable[P, R]:
         except WasiExportError as error:
             if VERBOSITY.get() == "verbose":
                 traceback.print_exc()
-            code, kind, message = error.exit_code, type(error).__name__, " ".join(str(error).split())
+            code, kind, message = error.exit_code, type(error).__name__, one_line(error)
         except KeyboardInterrupt as error:
             code, kind, message = ExitCode.INTERRUPTED, "Interrupted", str(error) or "interrupted"
         except Exception as error:
@@ -56,13 +61,15 @@ def exit_codes(command: Callable[P, R]) -> Callable[P, R]:
             message = f"a bug in wasi-export, please report it: {kind}: {error}"
         typer.echo(f"error: {message}", err=True)
         if kwargs.get("as_json"):
-            from wasi_export.cli._documents import ErrorDocument, ErrorFacts
-
-            facts = ErrorFacts(type=kind, message=message, exit_code=int(code))
-            print_json(ErrorDocument(error=facts))
+            print_error(kind, message, code)
         raise typer.Exit(int(code))
 
     return wrapper
+
+
+def one_line(error: WasiExportError) -> str:
+    """Returns what an error says, on one line."""
+    return " ".join(str(error).split())
 
 
 def note(text: str) -> None:
@@ -133,6 +140,20 @@ def print_table(
     for row in rows:
         table.add_row(*map(Text, row))  # Text: a name in square brackets is no markup
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+
+
+def print_error(kind: str, message: str, code: int) -> None:
+    """Prints an error as a JSON document on stdout."""
+    from wasi_export.cli._documents import ErrorDocument
+
+    print_json(ErrorDocument(error=error_facts(kind, message, code)))
+
+
+def error_facts(kind: str, message: str, code: int) -> "ErrorFacts":
+    """Returns what a document has of an error."""
+    from wasi_export.cli._documents import ErrorFacts
+
+    return ErrorFacts(type=kind, message=message, exit_code=int(code))
 
 
 def print_json(value: Any) -> None:

@@ -31,13 +31,20 @@ class JobNames(Frozen):
     jobs: tuple[str, ...]
 
 
+class Verdict(Frozen):
+    """The verdict of one report."""
+
+    target: str = Field(description="where it was checked; `this machine` is where the command ran")
+    verdict: str
+
+
 class WrittenPage(Frozen):
     """The page of a report, and the verdicts that are on it."""
 
     schema_version: Literal[1] = 1
     report: Path
     model: str
-    verdicts: Mapping[str, str] = Field(description="by target; `this machine` is where the command ran")
+    verdicts: tuple[Verdict, ...] = Field(description="of each report, in the order of the page")
 
 
 class WrittenFile(Frozen):
@@ -45,6 +52,13 @@ class WrittenFile(Frozen):
 
     schema_version: Literal[1] = 1
     written: Path
+
+
+class WrittenFiles(Frozen):
+    """The files that a command wrote."""
+
+    schema_version: Literal[1] = 1
+    written: tuple[Path, ...]
 
 
 class SignedBundle(Frozen):

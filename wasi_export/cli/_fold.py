@@ -7,7 +7,8 @@ from wasi_export.converters.linear_graph import linear_graph
 from wasi_export.cost import LinearForm
 from wasi_export.progress import Track, silent
 from wasi_export.ranks import LayerPlan, Plan
-from wasi_export.runtimes.layer_times import cache_folder, measure_forms
+from wasi_export.runtimes.cache import cache_folder
+from wasi_export.runtimes.layer_times import measure_forms
 
 
 def choose_folds(plan: Plan, fold: Fold, *, threads: int = 1, track: Track = silent) -> Plan:

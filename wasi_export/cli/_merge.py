@@ -23,6 +23,7 @@ from wasi_export.durable import file_sha256, fingerprint, staged_folder, write_b
 from wasi_export.errors import UsageError
 from wasi_export.image_set import ImageSet
 from wasi_export.manifest import (
+    CONFIG,
     EVALUATE,
     GOLDEN,
     MANIFEST,
@@ -37,10 +38,10 @@ from wasi_export.manifest import (
 )
 from wasi_export.progress import Track, silent
 from wasi_export.ranks import Plan
-from wasi_export.run_folder import CONFIG, FACTS, MOMENTS, OPTIMIZER, PLAN, STEPS, WEIGHTS, RunFacts
+from wasi_export.run_folder import FACTS, MOMENTS, OPTIMIZER, PLAN, STEPS, WEIGHTS, RunFacts
 from wasi_export.runtimes.accuracy import predict
 from wasi_export.runtimes.averaging import average_weights
-from wasi_export.runtimes.parity import PARITY_TOLERANCE, measure_parity, require_parity, worst
+from wasi_export.runtimes.parity import measure_parity, require_parity, worst
 from wasi_export.runtimes.preprocess import Preprocess
 from wasi_export.runtimes.session import Session
 from wasi_export.runtimes.state_folder import read_state
@@ -113,7 +114,10 @@ class Merge:
             ArtifactExistsError: the destination exists.
         """
         manifest, path = self.bundle.manifest, self.bundle.path
-        images = load_labelled(data, manifest.classes, track=track) if data is not None else None
+        images = None
+        if data is not None:
+            trained_on = self.bundle.trained_on
+            images = load_labelled(data, manifest.classes, trained_on=trained_on, track=track)
         if (smaller := self.bundle.quantized_path) is not None and images is None:
             raise UsageError(f"{path} has {smaller.name}, and a new one has to be judged: give --data")
         old = self.bundle.golden()
@@ -126,7 +130,8 @@ class Merge:
             session = TrainingSession.load(folder, self.facts)
             golden = Golden(old.images, session.outputs(old.images), old.labels)
             write_bytes(folder / GOLDEN, save(vars(golden)))
-            tolerance = Config.from_toml(path / CONFIG).thresholds.max_parity_error or PARITY_TOLERANCE
+            config = Config.from_toml(path / CONFIG)
+            tolerance = config.thresholds.max_parity_error
             parity = measure_parity(folder / MODEL, golden)
             require_parity(parity, tolerance)
             error = require_step_parity(session, golden, tolerance)
@@ -134,7 +139,7 @@ class Merge:
             if quantized is not None and quantized.file is not None and images is not None:
                 source = Source(graph, folder / MODEL, golden, images, manifest.input, labelled=True)
                 form = "auto" if quantized.form == "int8" else quantized.form
-                quantized = add_quantized(source, form, track=track)
+                quantized = add_quantized(source, form, factors=config.export.int8_factors, track=track)
             result = MergeResult(
                 parity_error=worst(parity).max_error,
                 change=float(np.abs(golden.outputs - old.outputs).max() / np.abs(old.outputs).max()),

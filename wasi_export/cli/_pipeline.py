@@ -6,7 +6,8 @@ from tempfile import TemporaryDirectory
 
 from wasi_export.cli._console import note, track
 from wasi_export.cli._stages import StageCache, StageKeys
-from wasi_export.cli._summary import PAGE, RunSummary, StepMemoryPair, read_document
+from wasi_export.cli._summary import MEMORY, PAGE, RunSummary, StepMemoryPair, read_document
+from wasi_export.cli._target import SUMMARY
 from wasi_export.cli._torch import prepare_torch
 from wasi_export.cli.train import epoch_line
 from wasi_export.config import Config, TrainMethod
@@ -46,11 +47,11 @@ class Pipeline:
             IntegrityError: the summary is not what was written.
         """
         report = self.folder / "report"
-        files = [report / name for name in ("summary.json", "report.json", "report.md", "report.junit.xml")]
+        files = [report / name for name in (SUMMARY, "report.json", "report.md", "report.junit.xml")]
         files += [self.folder / "baseline", self.folder / "bundle"]
         if self.force or not self.cache.is_done("report", self.keys.report, files):
             return None
-        return read_document(RunSummary, report / "summary.json")
+        return read_document(RunSummary, report / SUMMARY)
 
     def run(self) -> RunSummary:
         """Does what is not done yet; returns the summary.
@@ -72,9 +73,9 @@ class Pipeline:
             with self._run_dir("dense"):
                 self._export("dense", "baseline", self.keys.baseline)
             self._export("subspace", "bundle", self.keys.bundle)
-            self._measure_memory(report / "memory.json")
+            self._measure_memory(report / MEMORY)
             self._validate(report)
-            return self._with_page(read_document(RunSummary, report / "summary.json"))
+            return self._with_page(read_document(RunSummary, report / SUMMARY))
 
     def _run_dir(self, method: TrainMethod) -> AbstractContextManager[None]:
         """Returns the context in which a run folder is ours alone; it waits for those that share it."""
@@ -171,7 +172,7 @@ class Pipeline:
         note(f"report: validating, {folder}")
         baseline, bundle = Bundle.open(self.folder / "baseline"), Bundle.open(self.folder / "bundle")
         images = load_data(self.config.data, track=track)[1]
-        memory = read_document(StepMemoryPair, folder / "memory.json")
+        memory = read_document(StepMemoryPair, folder / MEMORY)
         with TemporaryDirectory() as scratch:
             int8 = {
                 f"{name}, int8": int8_graph(owner, Path(scratch) / f"{name}.onnx")
@@ -189,7 +190,7 @@ class Pipeline:
                 report, baseline, bundle, int8=int8, memory=memory, report_path=folder / "report.md"
             )
         write_report(report, folder)
-        write_bytes(folder / "summary.json", (summary.model_dump_json(indent=2) + "\n").encode())
+        write_bytes(folder / SUMMARY, (summary.model_dump_json(indent=2) + "\n").encode())
         (folder / PAGE).unlink(missing_ok=True)  # it shows the report before this one
         self.cache.finish("report", self.keys.report)
 

@@ -12,7 +12,8 @@ from wasi_export.converters.linear_graph import linear_graph
 from wasi_export.manifest import InputSpec
 from wasi_export.progress import Track
 from wasi_export.ranks import ActivationRanks, LayerPlan, break_even_rank
-from wasi_export.runtimes.layer_times import cache_folder, measure_layer_times
+from wasi_export.runtimes.cache import cache_folder
+from wasi_export.runtimes.layer_times import measure_layer_times
 from wasi_export.subspace.planner import MeasuredModel
 from wasi_export.training.planning import PlannedModel
 

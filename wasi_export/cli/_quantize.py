@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import onnx
 
 MAX_DROP = 0.01
-"""Of the images that the fp32 graph gets right, the share that may be lost."""
+"""Share of the images by which fewer may be right than in fp32; those that are won make up for lost ones."""
 IMAGES, ROUNDS = 500, 20
 
 
@@ -108,7 +108,8 @@ def int8_graph(bundle: Bundle, path: Path) -> Path:
 def _reason(found: Quantized) -> str | None:
     """Returns why a graph is not good enough; None where it is."""
     if found.accuracy_drop > MAX_DROP:
-        return f"loses {found.accuracy_drop:.1%} of {found.images} images, {MAX_DROP:.0%} may be lost"
+        lost = f"{found.accuracy_drop:.1%} of accuracy on {found.images} images"
+        return f"loses {lost}, {MAX_DROP:.0%} may be lost"
     if found.form == "int8" and found.latency_ratio >= 1:
         return f"takes {found.latency_ratio:.2f} of the time of fp32 on this machine"
     return None

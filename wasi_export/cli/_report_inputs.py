@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from wasi_export.cli._summary import RunSummary, StepMemoryPair, read_document
+from wasi_export.cli._summary import MEMORY, RunSummary, StepMemoryPair, read_document
 from wasi_export.cli._target import SUMMARY
 from wasi_export.config import Config
 from wasi_export.errors import MalformedError, UsageError
-from wasi_export.manifest import Manifest
+from wasi_export.manifest import CONFIG, Manifest
 from wasi_export.report import Report
 from wasi_export.report_page import PageInputs
 from wasi_export.report_page.inputs import Epoch, ModelFigures, Series, Stage, TrainingStep, figures_of
 from wasi_export.runtimes.validate import read_report
 from wasi_export.untrusted.document import MAX_BYTES, parse_document
 
-REPORT, MEMORY = "report.json", "memory.json"
+REPORT = "report.json"
 
 
 def report_folder_of(path: Path) -> Path:
@@ -43,12 +43,12 @@ def read_inputs(path: Path) -> PageInputs:
     reports = tuple(map(read_report, _report_files(folder)))
     if not reports:
         raise UsageError(f"{folder} has no {REPORT}: run `wasi-export run` again")
-    run = folder.parent
+    run = folder.resolve().parent if folder == path else path  # the parent of `.` is `.`
     if not (folder / SUMMARY).is_file():
         return PageInputs(reports=reports, figures=figures_of(reports[0]), facts=_facts(reports[0]))
     summary = read_document(RunSummary, folder / SUMMARY)
     manifest = read_document(Manifest, run / "bundle" / "manifest.json")
-    config = Config.from_toml(run / "bundle" / "config.toml")
+    config = Config.from_toml(run / "bundle" / CONFIG)
     return PageInputs(
         reports=reports,
         figures=_run_figures(reports[0], summary),

@@ -59,6 +59,7 @@ DOCUMENTS: Mapping[str, Document] = {
     "train-graph": Document("wasi_export.manifest", "TrainingGraph", "train-graph --json"),
     "verified": Document("wasi_export.cli._documents", "VerifiedBundle", "verify --json"),
     "written": Document("wasi_export.cli._documents", "WrittenFile", "card --out --json, sbom --out --json"),
+    "written-files": Document("wasi_export.cli._documents", "WrittenFiles", "schema --out --json"),
 }
 
 
@@ -83,6 +84,11 @@ def schema_of(name: str) -> dict[str, Any]:
     return {"$schema": DIALECT} | document_model(name).model_json_schema(mode=mode)
 
 
+def schema_file(name: str, folder: Path) -> Path:
+    """Returns where the schema of a document is written."""
+    return folder / f"{name}.json"
+
+
 def write_schema(name: str, folder: Path) -> Path:
     """Writes NAME.json into a folder, over what was there, and returns where it is.
 
@@ -90,6 +96,6 @@ def write_schema(name: str, folder: Path) -> Path:
         MissingExtraError: its model needs packages that are not installed.
         UsageError: it cannot be written.
     """
-    path = folder / f"{name}.json"
+    path = schema_file(name, folder)
     write_bytes(path, (json.dumps(schema_of(name), indent=2, ensure_ascii=False) + "\n").encode())
     return path

@@ -11,15 +11,17 @@ what computes it. Nothing here imports torch, so that a run that is finished end
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Self
 
+from wasi_export import __version__
+from wasi_export._extras import require_version
 from wasi_export.config import Config
 from wasi_export.datasets import load_data
-from wasi_export.durable import file_sha256, fingerprint, write_bytes
+from wasi_export.durable import fingerprint, write_bytes
 from wasi_export.errors import IntegrityError
 from wasi_export.progress import Track, silent
+from wasi_export.run_folder import shared_inputs, subspace_inputs
 
 STAGES = "stages.json"
 
@@ -41,15 +43,13 @@ class StageKeys:
 
         Raises:
             DataError: the images cannot be read.
+            MissingExtraError: what trains is not installed.
             NothingToCheckError: there are none.
         """
         train, val = load_data(config.data, track=track)
-        checkpoint = config.model.checkpoint
-        weights = file_sha256(checkpoint) if checkpoint is not None and checkpoint.is_file() else None
-        images = config.data.model_copy(update={"workers": 0}), train.fingerprint, val.fingerprint
         trainer, exporter = _versions("torch", "timm"), _versions("torch", "onnx", "onnxscript")
-        dense = fingerprint(config.seed, config.model, weights, *images, config.train.dense, trainer)
-        subspace = fingerprint(dense, config.subspace, config.train.subspace)
+        dense = fingerprint(*shared_inputs(config, train, val), config.train.dense, trainer)
+        subspace = fingerprint(dense, *subspace_inputs(config), config.train.subspace)
         exported = config.name, config.export, config.on_board, config.thresholds.max_parity_error, exporter
         baseline, bundle = fingerprint(dense, *exported), fingerprint(subspace, *exported)
         memory = fingerprint(dense, subspace)
@@ -99,4 +99,5 @@ class StageCache:
 
 
 def _versions(*packages: str) -> str:
-    return " ".join(f"{package} {version(package)}" for package in ("wasi-export", *packages))
+    versions = (f"{package} {require_version(package, extra='train')}" for package in packages)
+    return " ".join((f"wasi-export {__version__}", *versions))

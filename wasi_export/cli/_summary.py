@@ -14,7 +14,8 @@ from wasi_export.untrusted import document
 
 D = TypeVar("D", bound=Frozen)
 
-PAGE = "report.html"
+PAGE, MEMORY = "report.html", "memory.json"
+"""Beside the report of a run."""
 
 COLUMNS = ("", "accuracy", "parameters", "ONNX MB", "latency ms", "ratio", "training MB")
 
@@ -134,4 +135,6 @@ def read_document(model: type[D], path: Path) -> D:
     try:
         return document.read_document(path, model)
     except (OSError, MalformedError) as error:
-        raise IntegrityError(f"{path} is not what a run wrote: {error}: run with --force") from error
+        raise IntegrityError(
+            f"{path} is not what a run wrote: {error}: make it anew with `wasi-export run CONFIG --force`"
+        ) from error

@@ -5,11 +5,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from wasi_export.cli._summary import RunSummary
+from wasi_export.cli._console import note
+from wasi_export.cli._summary import RunSummary, read_document
 from wasi_export.cli._sweep import Job
 from wasi_export.durable import locked_folder, write_bytes
+from wasi_export.errors import WasiExportError
+from wasi_export.run_folder import FACTS, RunFacts
 from wasi_export.settings import Frozen
 from wasi_export.views import markdown_table
 
@@ -115,28 +118,20 @@ class SweepTable(Frozen):
         return f"{self.title}.\n\n{markdown_table(columns, align, rows)}\n"
 
 
-class _TrainedRun(BaseModel):
-    """What is read of a run.json, whose own model needs torch."""
-
-    metrics: Mapping[str, float]
-
-
 def merge(jobs: Sequence[Job], folder: Path, finished: Callable[[Job], RunSummary | None]) -> SweepTable:
     """Writes the table of a sweep into its folder, as JSON and as Markdown, and returns it.
 
-    Under a lock, so that of several parts that end together the last one writes what all have done.
+    Under a lock, so that of several parts that end together the last one writes what all have done. A job
+    whose results cannot be read is not finished, and a line says why.
     """
     with locked_folder(folder, wait=True):
         results = []
         for job in jobs:
-            if (summary := finished(job)) is not None:
-                trained = _TrainedRun.model_validate_json(
-                    (folder / job.name / "subspace" / "run.json").read_bytes()
-                )
-                seconds = trained.metrics.get("seconds")
-                results.append(
-                    JobResult(name=job.name, settings=dict(job.settings), summary=summary, seconds=seconds)
-                )
+            try:
+                if (summary := finished(job)) is not None:
+                    results.append(_result(job, folder, summary))
+            except WasiExportError as error:
+                note(f"not in the table: {job.name}: {' '.join(str(error).split())}")
         done = {result.name for result in results}
         table = SweepTable(
             rows=tuple(_rows(results)),
@@ -146,6 +141,21 @@ def merge(jobs: Sequence[Job], folder: Path, finished: Callable[[Job], RunSummar
         write_bytes(folder / TABLE, (table.model_dump_json(indent=2) + "\n").encode())
         write_bytes(folder / TABLE_MARKDOWN, table.to_markdown().encode())
     return table
+
+
+def _result(job: Job, folder: Path, summary: RunSummary) -> JobResult:
+    """Returns what came out of a finished job.
+
+    Raises:
+        IntegrityError: its low-rank run is gone, or not what was written.
+    """
+    trained = read_document(RunFacts, folder / job.name / "subspace" / FACTS)
+    return JobResult(
+        name=job.name,
+        settings=dict(job.settings),
+        summary=summary,
+        seconds=trained.metrics.get("seconds"),
+    )
 
 
 def _rows(results: Iterable[JobResult]) -> list[SweepRow]:

@@ -1,6 +1,6 @@
 """`--target`: a command on other machines, on several at a time."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
-from wasi_export.cli._console import print_json, working
-from wasi_export.errors import ExitCode, UsageError, WasiExportError
+from wasi_export.cli._console import error_facts, one_line, print_json, working
+from wasi_export.errors import UsageError, WasiExportError, worst
 
 if TYPE_CHECKING:
     from wasi_export.cli._target_results import TargetResult
@@ -72,9 +72,9 @@ def end(outcomes: Sequence[Outcome], codes: Sequence[int], *, as_json: bool) -> 
         print_json(TargetResults(targets=tuple(map(_as_document, outcomes))))
     for outcome in outcomes:
         if outcome.error is not None:
-            typer.echo(f"error: {outcome.name}: {' '.join(str(outcome.error).split())}", err=True)
+            typer.echo(f"error: {outcome.name}: {one_line(outcome.error)}", err=True)
     failures = [int(outcome.error.exit_code) for outcome in outcomes if outcome.error]
-    raise typer.Exit(max([*codes, *failures], default=int(ExitCode.PASSED)))
+    raise typer.Exit(worst([*codes, *failures]))
 
 
 def report_folder(folder: Path, name: str, count: int) -> Path:
@@ -89,33 +89,14 @@ def refuse_run_report(folder: Path, targets: Sequence[str]) -> None:
         UsageError: it has the report of a `wasi-export run`, and that would be written over.
     """
     if len(targets) < 2 and (folder / SUMMARY).exists():
-        other = report_folder(folder, targets[0], 2) if targets else folder.with_name("validation")
+        other = report_folder(folder, targets[0], 2) if targets else folder.resolve().with_name("validation")
         raise UsageError(f"{folder} has the report of a run, which would be lost: give another, as {other}")
 
 
-def given_options(context: typer.Context, without: Collection[str]) -> list[str]:
-    """Returns the options that were given on the command line, as they were, but for some."""
-    words = []
-    for parameter in context.command.params:
-        name = str(parameter.name)
-        source = context.get_parameter_source(name)
-        if name in without or source is None or source.name != "COMMANDLINE":
-            continue
-        value = context.params[name]
-        if isinstance(value, bool):
-            words.append(parameter.opts[0] if value else parameter.secondary_opts[0])
-        else:
-            words.append(f"{parameter.opts[0]}={value}")
-    return words
-
-
 def _as_document(outcome: Outcome) -> "TargetResult":
-    from wasi_export.cli._documents import ErrorFacts
     from wasi_export.cli._target_results import TargetResult
 
     error = None
     if outcome.error is not None:
-        message = " ".join(str(outcome.error).split())
-        code = int(outcome.error.exit_code)
-        error = ErrorFacts(type=type(outcome.error).__name__, message=message, exit_code=code)
+        error = error_facts(type(outcome.error).__name__, one_line(outcome.error), outcome.error.exit_code)
     return TargetResult(target=outcome.name, result=outcome.result, error=error)

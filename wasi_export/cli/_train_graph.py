@@ -22,6 +22,7 @@ from wasi_export.durable import staged_folder, write_bytes
 from wasi_export.errors import ConfigError, ParityError
 from wasi_export.manifest import (
     BASES,
+    CONFIG,
     EVALUATE,
     PARAMETERS,
     REST,
@@ -31,8 +32,6 @@ from wasi_export.manifest import (
     InputSpec,
     TrainingGraph,
 )
-from wasi_export.run_folder import CONFIG
-from wasi_export.runtimes.parity import PARITY_TOLERANCE
 from wasi_export.runtimes.step_parity import require_step_parity
 from wasi_export.runtimes.training_session import TrainingSession
 from wasi_export.subspace.inject import fold_layers
@@ -162,7 +161,7 @@ def add_training_step(path: Path, run_dir: Path, overrides: Sequence[str]) -> Tr
     factored = [layer.name for layer in run.plan.factored] if run.plan is not None else []
     fold_layers(run.model, (name for name in factored if name not in kept))
     source = write_source(run.model, manifest.input, opset=manifest.opset)
-    tolerance = config.thresholds.max_parity_error or PARITY_TOLERANCE
+    tolerance = config.thresholds.max_parity_error
     with staged_folder(path, force=True) as folder:
         bundle.copy_files(folder, lambda name: not name.startswith("train/"))
         write_bytes(folder / CONFIG, config.to_toml().encode())

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from wasi_export.cli._console import JsonFlag, exit_codes, print_json, print_table, track, working
-from wasi_export.cli._target import TargetOption, given_options
+from wasi_export.cli._options import given_options, require_option
+from wasi_export.cli._target import TargetOption
 
 if TYPE_CHECKING:
     from wasi_export.runtimes.adapt import AdaptProgress
@@ -52,7 +53,7 @@ def adapt(
     threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")] = 1,
     nice: Annotated[int, typer.Option(min=0, max=19, help="Lower the priority of the process.")] = 0,
     max_seconds: Annotated[float | None, typer.Option(help="Stop, saved, after so long.")] = None,
-    max_rss: Annotated[float | None, typer.Option(help="Stop, saved, above so many 10^6 bytes.")] = None,
+    max_rss_mb: Annotated[float | None, typer.Option(help="Stop, saved, above so many 10^6 bytes.")] = None,
     max_celsius: Annotated[float | None, typer.Option(help="Pause while the processor is hotter.")] = None,
     max_joules: Annotated[
         float | None, typer.Option(help="Stop, saved, after so much energy, where there is a meter (RAPL).")
@@ -77,6 +78,7 @@ def adapt(
 
     if lr is not None and not 0 < lr < float("inf"):
         raise ConfigError(f"--lr must be above 0, got {lr:g}: leave it out for that of the export")
+    require_option(context, "replay", ("replay_share", "replay_limit"))
     if target:
         here = ("context", "bundle", "target", "state", "as_json", *SOURCES)
         sources = {name: source for name, source in zip(SOURCES, (data, replay, val), strict=True) if source}
@@ -93,7 +95,7 @@ def adapt(
         )
     new = load_new_images(data, classes, track=track).sample(limit, seed)
     old = load_new_images(replay, classes, track=track).sample(replay_limit, seed) if replay else None
-    judged = load_labelled(val, classes, track=track) if val else None
+    judged = load_labelled(val, classes, trained_on=adapter.bundle.trained_on, track=track) if val else None
     images: AdaptImages = adapt_images(new, old, judged)
     options = AdaptOptions(
         epochs=epochs or known.epochs,
@@ -111,7 +113,7 @@ def adapt(
         micro_batch=micro_batch,
     )
     budget = Budget(
-        max_seconds=max_seconds, max_rss_mb=max_rss, max_celsius=max_celsius, max_joules=max_joules
+        max_seconds=max_seconds, max_rss_mb=max_rss_mb, max_celsius=max_celsius, max_joules=max_joules
     )
     progress = train(adapter, images, options, state, budget=budget, track=track)
     title = f"{adapter.bundle.manifest.name}: {len(images.new)} new images"

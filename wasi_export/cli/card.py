@@ -5,9 +5,8 @@ from typing import Annotated
 
 import typer
 
-from wasi_export.cli._console import JsonFlag, exit_codes, print_json
+from wasi_export.cli._console import BundleArgument, JsonFlag, exit_codes, print_json
 
-BundleArgument = Annotated[Path, typer.Argument(help="Folder that `wasi-export export` wrote.")]
 OutOption = Annotated[Path | None, typer.Option("--out", "-o", help="File to write. Default: stdout.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite the file.")]
 

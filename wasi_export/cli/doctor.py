@@ -7,6 +7,7 @@ import typer
 
 from wasi_export.cli._console import JsonFlag, exit_codes, print_json, print_table
 from wasi_export.cli._target import TargetsOption, end, on_targets
+from wasi_export.errors import UsageError
 
 if TYPE_CHECKING:
     from wasi_export.runtimes.doctor import Examination
@@ -17,7 +18,10 @@ def doctor(
     bundle: Annotated[
         Path | None, typer.Argument(help="A bundle to load and run here as well, in a fresh process.")
     ] = None,
-    folder: Annotated[Path, typer.Option(help="Where results will be written, for its free space.")] = Path(),
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Where results will be written, for its free space. Default: the current folder."),
+    ] = None,
     target: TargetsOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -29,6 +33,8 @@ def doctor(
     from wasi_export.runtimes.machine import gather
 
     if target:
+        if folder is not None:
+            raise UsageError(f"--folder {folder} is of this machine, --target looks at others: leave one out")
         from wasi_export.runtimes.elsewhere.doctor import examine_elsewhere
 
         outcomes = on_targets(target, lambda there: examine_elsewhere(there, bundle))
@@ -37,7 +43,7 @@ def doctor(
             for name, result in examined:
                 _show(name, result)
         end(outcomes, [int(result.exit_code) for _, result in examined], as_json=as_json)
-    facts = gather(folder)
+    facts = gather(folder or Path())
     findings = examine(facts)
     if bundle is not None and facts.runtime.exit_code == 0:
         findings = (*findings, try_bundle(bundle, facts))

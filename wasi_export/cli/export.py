@@ -1,5 +1,6 @@
 """`wasi-export export`: a run, or a plain timm model, into a bundle for the board."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -32,11 +33,16 @@ def export(
     calibration: Annotated[
         str | None, typer.Option(help="Folder of real images for --model; or `digits`, `fashion-mnist`.")
     ] = None,
-    calibration_images: Annotated[int, typer.Option(help="How many of them to use.")] = 256,
+    calibration_images: Annotated[
+        int | None, typer.Option(help="How many of them to use. Default: 256.")
+    ] = None,
     method: Annotated[
-        Literal["whitened", "plain", "dense"],
-        typer.Option(help="Factor by output energy, by the SVD of the weight, or leave --model dense."),
-    ] = "whitened",
+        Literal["sequential", "whitened", "plain", "dense"] | None,
+        typer.Option(
+            help="Factor --model layer after layer, each by its output energy (the default), by the SVD of "
+            "its weight, or leave it dense."
+        ),
+    ] = None,
     fraction: Annotated[
         float | None, typer.Option(help="Parameters of a pair over the dense ones. Default: 0.4.")
     ] = None,
@@ -78,14 +84,16 @@ def export(
         "--pretrained": pretrained or None,
         "--img-size": img_size,
         "--calibration": calibration,
-        "--fraction": fraction,
-        "--epsilon": epsilon,
-        "--rank": rank,
+        "--calibration-images": calibration_images,
+        "--method": method,
+        **(measures := {"--fraction": fraction, "--epsilon": epsilon, "--rank": rank}),
     }
     if run is not None and (given := [flag for flag, value in for_model.items() if value is not None]):
         raise ConfigError(f"{', '.join(given)} goes with --model; a run has its own in config.toml")
     if model is not None and calibration is None:
         raise ConfigError("--model needs --calibration DIR: real images to factor by and to check with")
+    if method == "dense" and (given := [flag for flag, value in measures.items() if value is not None]):
+        raise ConfigError(f"{', '.join(given)} is of factors, which --method dense has not: leave one out")
     if target_runtime is not None:
         if opset is not None:
             raise ConfigError("--target-runtime chooses the opset: leave out --opset")
@@ -107,7 +115,7 @@ def export(
     from wasi_export.cli._bundle import export_model, export_run
 
     if run is not None:
-        destination = out or Path("bundles") / run.name
+        destination = out or Path("bundles") / run.resolve().name
         given = [f"export.{key}={str(value).lower()}" for key, value in chosen.items()]
         given += [f"adapt.trainable={trainable}"] if trainable else []
         overrides = [*(overrides or ()), *given]
@@ -123,16 +131,16 @@ def export(
             },
             "data": {"source": calibration},
             "subspace": {
-                "method": "whitened" if method == "dense" else method,
+                "method": "whitened" if method in (None, "dense") else method,
                 "fraction": fraction,
                 "epsilon": epsilon,
                 "rank": rank,
-                "calibration_images": calibration_images,
+                "calibration_images": calibration_images or 256,
                 "activation": "none",
             },
             "export": chosen,
             "adapt": {"trainable": trainable} if trainable else {},
-            "name": model.split(".")[0],
+            "name": name_of(model),
         }
         config = Config.from_mapping(options, overrides or (), origin="options")
         destination = out or Path("bundles") / config.name
@@ -141,6 +149,11 @@ def export(
         print_json(bundle.manifest)
     else:
         _print_bundle(bundle)
+
+
+def name_of(model: str) -> str:
+    """Returns what a bundle of a timm model is called: without the tag, and what no name has replaced."""
+    return re.sub(r"[^\w-]+", "-", model.split(".")[0])
 
 
 def _print_bundle(bundle: "Bundle") -> None:

@@ -1,16 +1,11 @@
 """`wasi-export inspect`: what is in a bundle."""
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from wasi_export.cli._console import JsonFlag, exit_codes, print_json, print_table
+from wasi_export.cli._console import BundleArgument, JsonFlag, exit_codes, print_json, print_table
 
 
 @exit_codes
 def inspect(
-    bundle: Annotated[Path, typer.Argument(help="Folder that `wasi-export export` wrote.")],
+    bundle: BundleArgument,
     as_json: JsonFlag = False,
 ) -> None:
     """Show what is in a bundle.

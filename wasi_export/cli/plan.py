@@ -26,7 +26,7 @@ def plan(
     max_macs: Annotated[
         float | None, typer.Option(help="Most multiply-adds of the whole model for one image, as 1e9.")
     ] = None,
-    max_train_memory: Annotated[
+    max_train_memory_mb: Annotated[
         float | None, typer.Option(help="Highest predicted peak of a training step, in MB.")
     ] = None,
     max_latency_ms: Annotated[
@@ -49,9 +49,9 @@ def plan(
     Under budgets, of which several can be given, ranks go where they lower the predicted output error most.
     """
     budgets = {
-        "max_params": None if max_params is None else int(max_params),
-        "max_macs": None if max_macs is None else int(max_macs),
-        "max_train_memory_mb": max_train_memory,
+        "max_params": max_params,
+        "max_macs": max_macs,
+        "max_train_memory_mb": max_train_memory_mb,
         "max_latency_ms": max_latency_ms,
     }
     given = [f"subspace.{key}={value}" for key, value in budgets.items() if value is not None]

@@ -28,13 +28,14 @@ def report(
 
     The exit code says whether the page was written; the verdict is on it.
     """
-    from wasi_export.cli._documents import WrittenPage
+    from wasi_export.cli._documents import Verdict, WrittenPage
     from wasi_export.cli._report_inputs import read_inputs, report_folder_of
+    from wasi_export.cli._summary import PAGE
     from wasi_export.durable import require_new, write_bytes
     from wasi_export.errors import UsageError
     from wasi_export.report_page import render_page
 
-    destination = out or report_folder_of(path) / "report.html"
+    destination = out or report_folder_of(path) / PAGE
     if destination.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"the page is HTML, got --out {destination}: give a name that ends with .html")
     require_new(destination, force=force)
@@ -42,7 +43,9 @@ def report(
     page = render_page(inputs)
     write_bytes(destination, page)
     if as_json:
-        verdicts = {found.target or "this machine": found.verdict for found in inputs.reports}
+        verdicts = tuple(
+            Verdict(target=found.target or "this machine", verdict=found.verdict) for found in inputs.reports
+        )
         print_json(WrittenPage(report=destination, model=inputs.reports[0].model, verdicts=verdicts))
     else:
         typer.echo(f"report: {destination}")

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -44,7 +44,7 @@ def run(
     is that of the validation.
 
     A CONFIG with a table [sweep] is many such runs, see docs/scaling.md; --array runs a part of them. The
-    exit code is the highest of the part's jobs.
+    exit code is the worst of the part's jobs.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
@@ -85,8 +85,12 @@ def run(
 
 def _run_sweep(
     jobs: "Sequence[Job]", folder: Path, *, array: str | None, merge: bool, dry_run: bool, as_json: bool
-) -> None:
-    """Runs a part of the jobs of a sweep, or all, merges what is finished, and ends the command."""
+) -> NoReturn:
+    """Runs a part of the jobs of a sweep, or all, merges what is finished, and ends the command.
+
+    Raises:
+        Exit: always.
+    """
     from wasi_export.cli._documents import JobNames
     from wasi_export.cli._sweep import Part
     from wasi_export.cli._sweep_run import finished_job, run_jobs

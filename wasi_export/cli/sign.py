@@ -5,9 +5,7 @@ from typing import Annotated
 
 import typer
 
-from wasi_export.cli._console import JsonFlag, exit_codes, print_json
-
-BundleArgument = Annotated[Path, typer.Argument(help="Folder that `wasi-export export` wrote.")]
+from wasi_export.cli._console import BundleArgument, JsonFlag, exit_codes, print_json
 
 
 @exit_codes
@@ -18,6 +16,7 @@ def sign(
     chain: Annotated[
         list[Path] | None, typer.Option(help="Certificates above it, in PEM; can be repeated.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the signature.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Sign all files of a bundle; the signature is beside them, in bundle.sig.
@@ -28,11 +27,14 @@ def sign(
     """
     from wasi_export.artifact import Bundle
     from wasi_export.cli._documents import SignedBundle
+    from wasi_export.durable import require_new
     from wasi_export.errors import ConfigError
+    from wasi_export.manifest import SIGNATURE
     from wasi_export.signing import sign_bundle
 
     if chain and certificate is None:
         raise ConfigError("--chain is of a certificate: give --certificate too")
+    require_new(bundle / SIGNATURE, force=force)
     signature = sign_bundle(Bundle.open(bundle), key, certificate, tuple(chain or ()))
     if as_json:
         print_json(SignedBundle(signature=signature))

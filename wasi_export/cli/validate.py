@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-from wasi_export.cli._console import JsonFlag, exit_codes, print_table, track
+from wasi_export.cli._console import BundleArgument, JsonFlag, exit_codes, print_table, track
+from wasi_export.cli._options import require_option
 from wasi_export.cli._target import Outcome, TargetsOption, end, on_targets, refuse_run_report, report_folder
 from wasi_export.errors import UsageError, WasiExportError
 
 
 @exit_codes
 def validate(
-    bundle: Annotated[Path, typer.Argument(help="Folder that `wasi-export export` wrote.")],
+    context: typer.Context,
+    bundle: BundleArgument,
     data: Annotated[
         str | None,
         typer.Option(help="Labelled images: a folder of class folders, `digits` or `fashion-mnist`."),
@@ -85,6 +87,8 @@ def validate(
 
     if github and as_json:
         raise UsageError("--github and --json both print to stdout: give one, and --report for the other")
+    require_option(context, "data", ("limit",))
+    require_option(context, "target", ("steps", "seconds"))
     if report:
         refuse_run_report(report, target or ())
     flags = {
@@ -119,8 +123,12 @@ def validate(
         elif before:
             raise UsageError("--before is of counted instructions, which need --target arm64: give it too")
         else:
-            classes = opened.manifest.classes
-            images = load_labelled(data, classes, track=track).sample(limit, seed=0) if data else None
+            images = None
+            if data:
+                known = load_labelled(
+                    data, opened.manifest.classes, trained_on=opened.trained_on, track=track
+                )
+                images = known.sample(limit, seed=0)
             found = validate_bundle(
                 opened, limits, baseline=twin, images=images, threads=threads, rounds=rounds, track=track
             )

@@ -4,7 +4,6 @@ All of it is in the manifest, and in a report where one is given; what neither k
 Source: https://huggingface.co/docs/hub/model-cards
 """
 
-import html
 from importlib.resources import files
 
 from wasi_export._extras import require
@@ -24,12 +23,13 @@ def to_model_card(bundle: Bundle, report: Report | None = None) -> str:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters["cell"] = _cell
+    environment.filters["cell"] = lambda text: cell(str(text))
     template = environment.from_string(files(__name__).joinpath("card.md.j2").read_text(encoding="utf-8"))
     manifest = bundle.manifest
     layers = manifest.model.layers
     card: str = template.render(
         manifest=manifest,
+        base_model=_base_model(manifest.model.name),
         size_mb=manifest.files[MODEL].size_bytes / 1e6,
         factored=[layer for layer in layers if layer.rank is not None],
         layers=layers,
@@ -39,6 +39,7 @@ def to_model_card(bundle: Bundle, report: Report | None = None) -> str:
     return card
 
 
-def _cell(text: object) -> str:
-    """Returns a text on one line that ends no cell of a table and begins no tag."""
-    return html.escape(cell(str(text)), quote=False)
+def _base_model(name: str) -> str:
+    """Returns what the hub calls the timm model of a name."""
+    hub, _, found = name.partition(":")
+    return found if hub in ("hf-hub", "hf_hub") else f"timm/{name}"

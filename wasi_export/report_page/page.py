@@ -26,6 +26,7 @@ from wasi_export.views import (
     COUNTED,
     INSTRUCTION_COLUMNS,
     LATENCY_COLUMNS,
+    capitalized,
     check_values,
     describe_board,
     describe_measurement,
@@ -160,8 +161,7 @@ def _status(report: Report) -> Status:
 def _verdict(machines: Sequence[Machine]) -> str:
     """Returns one sentence about all machines."""
     if len(machines) == 1:
-        verdict = machines[0].report.verdict
-        return verdict[:1].upper() + verdict[1:]
+        return capitalized(machines[0].report.verdict)
     return "; ".join(f"{machine.place}: {machine.report.verdict}" for machine in machines)
 
 

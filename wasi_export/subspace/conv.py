@@ -12,7 +12,7 @@ image, so it is what is evaluated and exported.
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from wasi_export.ranks import ActivationRanks
 from wasi_export.subspace.linear import SubspaceLinear
@@ -23,6 +23,14 @@ def pixel_rows(
 ) -> Float[Tensor, "batch rows columns channels"]:
     """Returns the pixels that a 1×1 convolution of this stride looks at, channels last; a view of x."""
     return x[:, :, :: stride[0], :: stride[1]].permute(0, 2, 3, 1)
+
+
+def input_rows(layer: nn.Module, x: Float[Tensor, "..."]) -> Float[Tensor, "*batch d_in"]:
+    """Returns the input of a layer, dense or factored, as the rows that its weight is applied to."""
+    if isinstance(layer, (nn.Conv2d, SubspaceConv1x1)):
+        height, width = layer.stride
+        return pixel_rows(x, (int(height), int(width)))
+    return x
 
 
 class SubspaceConv1x1(SubspaceLinear):
@@ -43,6 +51,7 @@ class SubspaceConv1x1(SubspaceLinear):
         stride: tuple[int, int] = (1, 1),
         bias: bool = True,
         activation: ActivationRanks | None = None,
+        draw: bool = True,
     ) -> None:
         """Makes a layer of the given rank.
 
@@ -53,8 +62,9 @@ class SubspaceConv1x1(SubspaceLinear):
             stride: over height and width.
             bias: whether there is a bias.
             activation: ranks in which the pixels are kept; None keeps them whole.
+            draw: whether the factors are drawn; without, they have no values yet, and are to be filled.
         """
-        super().__init__(in_channels, out_channels, rank, bias=bias, activation=activation)
+        super().__init__(in_channels, out_channels, rank, bias=bias, activation=activation, draw=draw)
         self.stride = stride
 
     def forward(

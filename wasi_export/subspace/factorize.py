@@ -27,26 +27,19 @@ EIGENVALUE_FLOOR = 1e-8
 
 @dataclass(frozen=True)
 class Spectrum:
-    """All directions of a weight, best first; `truncate` gives the factors of a rank."""
+    """All directions of a weight, best first: the leading K are `left`."""
 
     method: FactorMethod
     basis: Float[Tensor, "d_out n"]
     singular_values: Float[Tensor, " n"]
-    weight: Float[Tensor, "d_out d_in"]
     note: str = ""
     """Why the method is not the one that was asked for; empty where it is."""
-
-    def truncate(self, rank: int) -> tuple[Tensor, Tensor]:
-        """Returns left (O×K, orthonormal columns) and right (K×I) in the dtype of the weight."""
-        left = self.basis[:, :rank]
-        right = left.T @ self.weight.double()
-        return left.to(self.weight.dtype).contiguous(), right.to(self.weight.dtype).contiguous()
 
 
 def plain_spectrum(weight: Float[Tensor, "d_out d_in"], *, note: str = "") -> Spectrum:
     """Returns the singular directions of the weight itself, in fp64."""
     U, S, _ = torch.linalg.svd(weight.double(), full_matrices=False)
-    return Spectrum("plain", U, S, weight, note)
+    return Spectrum("plain", U, S, note)
 
 
 def whitened_spectrum(weight: Float[Tensor, "d_out d_in"], axes: PrincipalAxes | None) -> Spectrum:
@@ -65,4 +58,4 @@ def whitened_spectrum(weight: Float[Tensor, "d_out d_in"], axes: PrincipalAxes |
         return plain_spectrum(weight, note="plain: the layer's input was zero on the calibration data")
     root = axes.vectors * axes.values.clamp_min(EIGENVALUE_FLOOR * largest).sqrt()
     U, S, _ = torch.linalg.svd(weight.double() @ root, full_matrices=False)
-    return Spectrum("whitened", U, S, weight)
+    return Spectrum("whitened", U, S)

@@ -87,7 +87,9 @@ def factor_layers(
 
 
 def install_layers(model: nn.Module, plan: Plan) -> None:
-    """Puts empty factored layers where the plan says, in place, ready for `load_state_dict`.
+    """Puts factored layers where the plan says, in place, ready for `load_state_dict`.
+
+    Until then they are those of `Kind.empty_layer`; no random number is drawn.
 
     Raises:
         UnsupportedModelError: the model has no such layer, or one of another shape.

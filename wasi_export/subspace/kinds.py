@@ -15,12 +15,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from wasi_export.ranks import LayerPlan
-from wasi_export.subspace.conv import SubspaceConv1x1, pixel_rows
+from wasi_export.subspace.conv import SubspaceConv1x1, input_rows, pixel_rows
 from wasi_export.subspace.linear import SubspaceLinear
 from wasi_export.subspace.probe import foreign_uses
 
@@ -51,18 +52,30 @@ class Kind(ABC):
         """I."""
         return self.module.weight.shape[1]
 
-    @abstractmethod
     def rows(self, x: Float[Tensor, "..."]) -> Float[Tensor, "*batch d_in"]:
         """Returns the layer's input as the rows that the weight is applied to."""
+        return input_rows(self.module, x)
 
     @abstractmethod
     def output_rows(self, y: Float[Tensor, "..."]) -> Float[Tensor, "*batch d_out"]:
         """Returns the layer's output as what the weight makes of the rows."""
 
     def empty_layer(self, decision: LayerPlan) -> SubspaceLinear:
-        """Returns the factored layer of a plan, to be filled, with the layer's device, dtype and mode."""
-        layer = self._new_layer(decision)
-        return layer.to(self.module.weight.device, self.module.weight.dtype).train(self.module.training)
+        """Returns the factored layer of a plan, to be filled, with the layer's device, dtype and mode.
+
+        Until then it has K rows of the weight, spread over all, and the bias: drawing factors would take a QR
+        and change the random numbers of what comes after.
+        """
+        layer = self._new_layer(decision).to(self.weight.device, self.weight.dtype)
+        columns = torch.arange(layer.rank)
+        rows = columns * self.out_features // layer.rank
+        with torch.no_grad():
+            layer.left.zero_()
+            layer.left[rows, columns] = 1
+            layer.right.copy_(self.weight[rows])
+            if layer.bias is not None and self.bias is not None:
+                layer.bias.copy_(self.bias)
+        return layer.train(self.module.training)
 
     @abstractmethod
     def _new_layer(self, decision: LayerPlan) -> SubspaceLinear: ...
@@ -73,10 +86,6 @@ class LinearKind(Kind):
     """A Linear layer on inputs (…, I)."""
 
     module: nn.Linear
-
-    def rows(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """Returns the input itself."""
-        return x
 
     def output_rows(self, y: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch d_out"]:
         """Returns the output itself."""
@@ -90,6 +99,7 @@ class LinearKind(Kind):
             decision.rank,
             bias=self.module.bias is not None,
             activation=decision.activation,
+            draw=False,
         )
 
 
@@ -98,10 +108,6 @@ class Conv1x1Kind(Kind):
     """A 1×1 convolution without groups and padding, on images (B, I, H, W)."""
 
     module: nn.Conv2d
-
-    def rows(self, x: Float[Tensor, "batch d_in height width"]) -> Float[Tensor, "batch rows columns d_in"]:
-        """Returns the pixels that the filters look at."""
-        return pixel_rows(x, _stride(self.module))
 
     def output_rows(
         self, y: Float[Tensor, "batch d_out height width"]
@@ -118,6 +124,7 @@ class Conv1x1Kind(Kind):
             stride=_stride(self.module),
             bias=self.module.bias is not None,
             activation=decision.activation,
+            draw=False,
         )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,9 @@ class SubspaceLinear(nn.Module):
     bias: nn.Parameter | None
     feature_basis: Tensor | None
     token_basis: Tensor | None
-    passes: Tensor
+    passes: int
+    """Differentiated forward passes so far. A tensor only in the state_dict: to read one off a device, each
+    pass would wait."""
     collect_weight_gradient: bool = False
     """Whether backward adds up the gradient of the weight in `weight_gradient`; the factors then get none."""
     weight_gradient: WeightGradient | None = None
@@ -52,6 +54,7 @@ class SubspaceLinear(nn.Module):
         *,
         bias: bool = True,
         activation: ActivationRanks | None = None,
+        draw: bool = True,
     ) -> None:
         """Makes a layer of the given rank.
 
@@ -61,6 +64,7 @@ class SubspaceLinear(nn.Module):
             rank: K, columns of `left` and rows of `right`.
             bias: whether there is a bias.
             activation: ranks in which the input is kept; None keeps it whole.
+            draw: whether the factors are drawn; without, they have no values yet, and are to be filled.
         """
         super().__init__()
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
@@ -68,12 +72,21 @@ class SubspaceLinear(nn.Module):
         self.right = nn.Parameter(torch.empty(rank, in_features))
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_features)) if bias else None)
         self.activation = ranks = activation or ActivationRanks()
-        self.register_buffer("feature_basis", _leading_axes(in_features, ranks.feature))
-        self.register_buffer("token_basis", _leading_axes(ranks.token_count, ranks.token))
-        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("feature_basis", _unit_axes(in_features, ranks.feature))
+        self.register_buffer("token_basis", _unit_axes(ranks.token_count, ranks.token))
+        self.passes = 0
+        self.register_state_dict_post_hook(_save_passes)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_load_passes)  # type: ignore[no-untyped-call]
+        if draw:
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the factors of a new layer, in place; its bias is zero."""
         nn.init.orthogonal_(self.left)
         # Var(right·x) summed over K, spread over O by orthonormal columns, is that of nn.Linear's default.
-        nn.init.normal_(self.right, std=math.sqrt(out_features / (3 * in_features * rank)))
+        nn.init.normal_(self.right, std=math.sqrt(self.out_features / (3 * self.in_features * self.rank)))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """Returns y (…, O) for x (…, I)."""
@@ -120,7 +133,32 @@ class SubspaceLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
 
 
-def _leading_axes(size: int | None, rank: int | None) -> Tensor | None:
+def _save_passes(layer: SubspaceLinear, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:
+    state_dict[f"{prefix}passes"] = torch.tensor(layer.passes)
+
+
+def _load_passes(
+    layer: SubspaceLinear,
+    state_dict: dict[str, Any],
+    prefix: str,
+    metadata: Any,
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    """Takes the number of passes out of a state_dict, in place."""
+    key = f"{prefix}passes"
+    passes = state_dict.pop(key, None)
+    if passes is None:
+        missing_keys.append(key)
+    elif passes.shape:
+        error_msgs.append(f"size mismatch for {key}: {list(passes.shape)} in place of one number")
+    else:
+        layer.passes = int(passes.to(torch.int64))
+
+
+def _unit_axes(size: int | None, rank: int | None) -> Tensor | None:
     if size is None or rank is None:
         return None
     return torch.eye(size, rank)

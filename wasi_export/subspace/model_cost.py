@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from wasi_export.allocate import ModelRest
 from wasi_export.subspace.kinds import Kind
+from wasi_export.subspace.observe import observed
 
 
 @dataclass(frozen=True)
@@ -42,20 +44,16 @@ def measure_model_cost(model: nn.Module, layers: Mapping[str, Kind], image: Tens
         image: (1, C, H, W).
     """
     tokens: dict[str, int] = {}
-    hooks = [
+    hooks = (
         kind.module.register_forward_pre_hook(_row_counter(name, kind, tokens))
         for name, kind in layers.items()
-    ]
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    try:
-        # Without the fused kernels: which of them are counted differs between versions of torch.
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            model(image.to(device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        model.train(was_training)
+    )
+    # The counter cannot hook a parameter that is a module's input, as the class token of a CaiT is.
+    detached = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    image = image.to(next(model.parameters()).device)
+    # Without the fused kernels: which of them are counted differs between versions of torch.
+    with observed(model, hooks), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        functional_call(model, detached, (image,))
     return ModelCost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         macs=counter.get_total_flops() // 2,

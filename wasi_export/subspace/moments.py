@@ -4,17 +4,23 @@ For a layer with input X (B, …, I), N = … tokens: `feature` is Σ x·xᵀ ov
 and the feature basis need; `token` is Σ over samples of X·Xᵀ (N×N), for the token basis, up to 1024 tokens;
 `batch` is the moment of the samples of the first batch (B×B), for the rank of the batch mode.
 `collect_gradients` does the same for the gradients at their outputs, from backward passes.
-Sums are fp64, so that their order does not matter and neither does the batch size.
+The product of a batch is of the precision of its input, and the sum of the products is fp64: the order of the
+batches does not matter, and their size changes no more than the rounding of the products.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wasi_export.progress import Track, silent
+from wasi_export.subspace.conv import input_rows
 from wasi_export.subspace.kinds import Kind
+from wasi_export.subspace.observe import observed
 from wasi_export.subspace.tucker import token_count
 
 MOST_TOKENS = 1024
@@ -39,6 +45,16 @@ class PrincipalAxes:
             return None
         values, vectors = torch.linalg.eigh(moment)
         return cls(values.flip(0), vectors.flip(1))
+
+
+def leading_axes(axes: PrincipalAxes | None, rank: int | None) -> Float[Tensor, "n rank"] | None:
+    """Returns the first axes as an fp32 basis; None where there are none, or the mode is whole (no rank)."""
+    return None if axes is None or rank is None else axes.vectors[:, :rank].float().contiguous()
+
+
+def mode_energies(axes: PrincipalAxes | None) -> NDArray[np.float64] | None:
+    """Returns the eigenvalues [n], largest first; None where there are no axes."""
+    return None if axes is None else axes.values.cpu().numpy()
 
 
 @dataclass
@@ -72,30 +88,22 @@ class InputMoments:
 @torch.no_grad()
 def collect_moments(
     model: nn.Module,
-    layers: Mapping[str, Kind],
+    layers: Mapping[str, nn.Module],
     batches: Iterable[Tensor],
     *,
     total: int,
     track: Track = silent,
 ) -> dict[str, InputMoments]:
-    """Returns the input moments of the named layers over the batches (B, C, H, W).
+    """Returns the input moments of the named layers, dense or factored, over the batches (B, C, H, W).
 
     The model runs in evaluation mode and is left in the mode it was in.
     """
     moments = {name: InputMoments() for name in layers}
-
-    hooks = [
-        kind.module.register_forward_pre_hook(_recorder(moments[name], kind)) for name, kind in layers.items()
-    ]
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    try:
+    hooks = (layer.register_forward_pre_hook(_recorder(moments[name])) for name, layer in layers.items())
+    device = next(model.parameters()).device
+    with observed(model, hooks):
         for images in track(batches, "calibrate", total):
             model(images.to(device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        model.train(was_training)
     return moments
 
 
@@ -131,10 +139,9 @@ def collect_gradients(
 
         return hook
 
-    hooks = [kind.module.register_forward_hook(keep(name)) for name, kind in layers.items()]
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    try:
+    hooks = (kind.module.register_forward_hook(keep(name)) for name, kind in layers.items())
+    device = next(model.parameters()).device
+    with observed(model, hooks):
         for batch in track(batches, "sensitivity", total):
             for images in torch.split(batch.to(device), GRADIENT_SAMPLES):
                 images = images.detach()
@@ -149,15 +156,11 @@ def collect_gradients(
                         sums[name] = sums.get(name, 0) + (flat.T @ flat).double()
                         rows[name] = rows.get(name, 0) + len(flat)
                 outputs.clear()
-    finally:
-        for handle in hooks:
-            handle.remove()
-        model.train(was_training)
     return {name: moment / rows[name] for name, moment in sums.items()}
 
 
-def _recorder(moments: InputMoments, kind: Kind) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        moments.add(kind.rows(inputs[0]))
+def _recorder(moments: InputMoments) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        moments.add(input_rows(layer, inputs[0]))
 
     return record

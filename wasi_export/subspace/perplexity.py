@@ -1,7 +1,7 @@
 """The paper's search for activation ranks: by the error they make in the gradient, within a memory budget.
 
 For a layer with input X (B, N, I) and output gradient dY, and each ε of a grid, every mode keeps the smallest
-rank whose explained energy is at least ε; X̃ is X in those ranks, and
+rank whose explained energy is at least ε, or is whole where that takes all of it; X̃ is X in those ranks, and
 
     perplexity(ε) = ‖dYᵀ·X̃ - dYᵀ·X‖_F         bytes(ε) = 4·(core + bases)
 
@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from wasi_export.config import ActivationMode
 from wasi_export.cost import saved_input_bytes
 from wasi_export.knapsack import Limit, Option, choose_options
-from wasi_export.ranks import ActivationRanks, energy_rank
+from wasi_export.ranks import ActivationRanks
+from wasi_export.subspace.activation_ranks import ModeEnergies, ranks_by_energy
 from wasi_export.subspace.kinds import Kind
-from wasi_export.subspace.moments import InputMoments, PrincipalAxes
+from wasi_export.subspace.moments import InputMoments, PrincipalAxes, leading_axes, mode_energies
+from wasi_export.subspace.observe import observed
 from wasi_export.subspace.tucker import Bases, compress, reconstruct, token_count
 
 EPSILONS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -77,17 +79,10 @@ def measure_perplexity(
 
         return attach
 
-    hooks = [kind.module.register_forward_hook(measure(name, kind)) for name, kind in layers.items()]
-    was_training = model.training
-    model.eval()
-    try:
-        images = images.detach().requires_grad_()  # so that frozen layers have an output gradient as well
-        with torch.enable_grad():
-            torch.autograd.grad(loss(model(images)), images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        model.train(was_training)
+    hooks = (kind.module.register_forward_hook(measure(name, kind)) for name, kind in layers.items())
+    images = images.detach().requires_grad_()  # so that frozen layers have an output gradient as well
+    with observed(model, hooks), torch.enable_grad():
+        torch.autograd.grad(loss(model(images)), images)
     return {name: points[name] for name in layers if name in points}
 
 
@@ -113,27 +108,22 @@ def _points(
     feature = PrincipalAxes.of(moments.feature)
     token = PrincipalAxes.of(moments.token) if "token" in mode else None
     batch = PrincipalAxes.of(moments.batch) if "batch" in mode else None
+    energies = ModeEnergies(
+        in_features=x.shape[-1],
+        tokens=token_count(x),
+        feature=mode_energies(feature),
+        token=mode_energies(token),
+        batch=mode_energies(batch),
+    )
     dY = grad_output.reshape(-1, grad_output.shape[-1])
     found = []
     for epsilon in epsilons:
-        bases = Bases(_leading(feature, epsilon, x), _leading(token, epsilon, x), _leading(batch, epsilon, x))
+        ranks = ranks_by_energy(energies, epsilon)
+        modes = ((feature, ranks.feature), (token, ranks.token), (batch, ranks.batch))
+        leading = (leading_axes(axes, rank) for axes, rank in modes)
+        bases = Bases(*(None if basis is None else basis.to(x) for basis in leading))
         residual = reconstruct(compress(x, bases), bases).reshape(x.shape) - x
         error = dY.T @ residual.reshape(-1, x.shape[-1])
-        ranks = ActivationRanks(
-            feature=None if bases.feature is None else bases.feature.shape[1],
-            token=None if bases.token is None else bases.token.shape[1],
-            token_count=None if bases.token is None else token_count(x),
-            batch=None if bases.batch is None else bases.batch.shape[1],
-            batch_count=None if bases.batch is None else len(x),
-        )
         saved = saved_input_bytes(x.shape[-1], ranks, batch=batch_size, tokens=token_count(x))
         found.append(PerplexityPoint(epsilon, ranks, float(torch.linalg.norm(error)), saved))
     return tuple(found)
-
-
-def _leading(axes: PrincipalAxes | None, epsilon: float, like: Tensor) -> Tensor | None:
-    """Returns the leading axes that keep the energy; None where there are none."""
-    if axes is None:
-        return None
-    rank = energy_rank(axes.values.clamp_min(0).sqrt().cpu().numpy(), epsilon)
-    return axes.vectors[:, :rank].to(like)

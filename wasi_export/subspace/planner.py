@@ -8,10 +8,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
+from pathlib import Path
 
-import numpy as np
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wasi_export.allocate import LayerSpectrum, LayerTimes, ModelRest, choose_ranks
@@ -23,7 +22,14 @@ from wasi_export.subspace.activation_ranks import ModeEnergies, ranks_by_energy,
 from wasi_export.subspace.factorize import plain_spectrum, whitened_spectrum
 from wasi_export.subspace.kinds import Kind
 from wasi_export.subspace.model_cost import ModelCost, measure_model_cost
-from wasi_export.subspace.moments import InputMoments, PrincipalAxes, collect_gradients, collect_moments
+from wasi_export.subspace.moments import (
+    InputMoments,
+    PrincipalAxes,
+    collect_gradients,
+    collect_moments,
+    leading_axes,
+    mode_energies,
+)
 from wasi_export.subspace.targets import target_layers
 
 Scalar = Callable[[nn.Module, Tensor], Tensor]
@@ -126,7 +132,8 @@ def measure_layers(
     else:
         cost = measure_model_cost(model, kinds, image)
         inputs = list(chain(first, batches))
-        moments = collect_moments(model, kinds, inputs, total=total, track=track)
+        modules = {name: kind.module for name, kind in kinds.items()}
+        moments = collect_moments(model, modules, inputs, total=total, track=track)
         if config.sensitivity != "none" and scalar is not None:
             gradients = collect_gradients(model, kinds, inputs, scalar, total=total, track=track)
     layers = tuple(
@@ -160,11 +167,12 @@ def decide(
         memory_parameters: what a budget of memory leaves the model.
 
     Raises:
-        ConfigError: there is a budget of latency, of memory or of activations without what it needs.
+        ConfigError: there is a budget of latency, of memory or of activations without what it needs, or the
+            plan that is given is of other layers.
         RankError: an explicit rank is above what a layer has, or the budgets cannot be met.
     """
     if config.plan is not None:
-        return Plan.load(config.plan)
+        return load_plan(config.plan, measured.names)
     chosen = choose_ranks(
         measured.spectra, config, rest=measured.rest, times=times, memory_parameters=memory_parameters
     )
@@ -174,6 +182,31 @@ def decide(
     for layer in measured.layers:
         plans[layer.spectrum.name] = _plan_layer(layer, *chosen[layer.spectrum.name])
     return Plan(activation_mode=config.activation, layers=tuple(plans[name] for name in measured.names))
+
+
+def load_plan(path: Path, targets: Iterable[str]) -> Plan:
+    """Returns the plan in a file, which decides for all targeted layers and for no other.
+
+    Raises:
+        IntegrityError: the file is missing or is not a plan.
+        ConfigError: the plan is of other layers.
+    """
+    plan = Plan.load(path)
+    planned, wanted = [layer.name for layer in plan.layers], list(targets)
+    differences = [
+        f"it {verb} {', '.join(names[:3])}{', …' if len(names) > 3 else ''} ({len(names)})"
+        for verb, names in (
+            ("lacks", [name for name in wanted if name not in planned]),
+            ("also has", [name for name in planned if name not in wanted]),
+        )
+        if names
+    ]
+    if differences:
+        raise ConfigError(
+            f"{path} is not a plan of the layers that subspace.include and exclude choose: "
+            f"{'; '.join(differences)}: set them as they were for the plan, or make the plan again"
+        )
+    return plan
 
 
 def _measure(
@@ -195,9 +228,9 @@ def _measure(
     energies = ModeEnergies(
         in_features=kind.in_features,
         tokens=seen.token_count or tokens,
-        feature=_energies(feature) if config.activation != "none" else None,
-        token=_energies(token),
-        batch=_energies(batch),
+        feature=mode_energies(feature) if config.activation != "none" else None,
+        token=mode_energies(token),
+        batch=mode_energies(batch),
     )
     activation = ranks_by_energy(energies, config.activation_epsilon)
     by_memory = config.activation_memory_mb is not None  # then any rank may be chosen
@@ -217,14 +250,10 @@ def _measure(
         activation=activation,
         energies=energies,
         leading=spectrum.basis[:, :most].float(),
-        feature_axes=_leading_axes(feature, kind.in_features if by_memory else activation.feature),
-        token_axes=_leading_axes(token, seen.token_count if by_memory else activation.token),
+        feature_axes=leading_axes(feature, kind.in_features if by_memory else activation.feature),
+        token_axes=leading_axes(token, seen.token_count if by_memory else activation.token),
         gradients=gradients,
     )
-
-
-def _leading_axes(axes: PrincipalAxes | None, rank: int | None) -> Tensor | None:
-    return None if axes is None or rank is None else axes.vectors[:, :rank].float()
 
 
 def _weighted(layers: tuple[MeasuredLayer, ...]) -> tuple[MeasuredLayer, ...]:
@@ -245,10 +274,6 @@ def _weighted(layers: tuple[MeasuredLayer, ...]) -> tuple[MeasuredLayer, ...]:
         replace(layer, spectrum=replace(layer.spectrum, weight=weight * scale))
         for layer, weight in zip(layers, known, strict=True)
     )
-
-
-def _energies(axes: PrincipalAxes | None) -> NDArray[np.float64] | None:
-    return None if axes is None else axes.values.cpu().numpy()
 
 
 def _activations_by_memory(

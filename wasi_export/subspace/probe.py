@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from wasi_export.subspace.observe import observed
+
 
 @torch.no_grad()
 def foreign_uses(model: nn.Module, layers: Mapping[str, nn.Module], images: Tensor) -> dict[str, str]:
@@ -26,21 +28,17 @@ def foreign_uses(model: nn.Module, layers: Mapping[str, nn.Module], images: Tens
         images: (B, C, H, W).
     """
     watch = _WeightWatch(layers)
-    was_training, device = model.training, next(model.parameters()).device
-    hooks = []
-    for name, layer in layers.items():
-        hooks += [
+    hooks = (
+        hook
+        for name, layer in layers.items()
+        for hook in (
             layer.register_forward_pre_hook(watch.enter(name)),
             layer.register_forward_hook(watch.leave(name)),
-        ]
-    model.eval()
-    try:
-        with watch:
-            model(images.to(device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        model.train(was_training)
+        )
+    )
+    images = images.to(next(model.parameters()).device)  # before the watch, which would see it ask
+    with observed(model, hooks), watch:
+        model(images)
     uncalled = {name: "it is never called" for name in layers if name not in watch.called}
     return uncalled | {
         name: f"its weight is used outside of it, by {use}" for name, use in watch.uses.items()

@@ -5,16 +5,19 @@ well, and their errors add up. Here the calibration inputs go through the model 
 the first half through the dense layers (x, and y = W·x + b), the second through the pairs fitted so far (x').
 When a layer is reached both halves of its input are there, and it is fitted before the pass goes on:
 
-    minimise  Σ ‖G^½·(y − left·right·x' − bias)‖² + λ·tr(C')/I·‖G^½·(left·right − W)‖²
+    minimise  Σ ‖G^½·(W·x − left·right·x')‖² + λ·tr(C')/I·‖G^½·(left·right − W)‖²
 
-over left, right and bias, where C' = Σ x'·x'ᵀ, and G weighs the directions of the output (identity, or the
+over left and right, where C' = Σ x'·x'ᵀ, and G weighs the directions of the output (identity, or the
 second moment of the gradient that arrives there). With M the solution of full rank and the Cholesky factors
 C' + λ·tr(C')/I = S·Sᵀ and G = H·Hᵀ, it is a reduced-rank regression with the solution
 
     M = (W·Σ x·x'ᵀ + λ'·W)·(C' + λ')⁻¹        U·Σ·Vᵀ = Hᵀ·M·S
     left·right = H⁻ᵀ·U_K·U_Kᵀ·Hᵀ·M            bias = mean(y) − left·right·mean(x')
 
-of which `left` is then made orthonormal. λ keeps the fit near W where the calibration inputs say little.
+of which `left` is then made orthonormal; the bias is the best for these factors. λ keeps the fit near W where
+the calibration inputs say little. Moments around the means, with which the bias is fitted along with the
+factors, keep the features of ViT-S/14 no better: their cosine is 0.930, 0.943 and 0.959 at a tenth, a fifth
+and two fifths of the parameters, and 0.930, 0.942 and 0.959 without.
 
 One pass over all images at once needs memory for the activations of two batches of that size.
 

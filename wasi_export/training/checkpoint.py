@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from wasi_export.config import Config
 from wasi_export.durable import file_sha256, write_bytes
 from wasi_export.errors import IntegrityError, MalformedError
+from wasi_export.manifest import CONFIG
 from wasi_export.ranks import Plan
-from wasi_export.run_folder import CONFIG, FACTS, OPTIMIZER, PLAN, WEIGHTS, RunFacts
+from wasi_export.run_folder import FACTS, OPTIMIZER, PLAN, WEIGHTS, RunFacts
 from wasi_export.subspace.inject import install_layers
 from wasi_export.training.models import create_model
 from wasi_export.training.resume import CHECKPOINT
@@ -102,7 +103,16 @@ def load_run(run_dir: Path) -> Run:
     except (RuntimeError, SafetensorError) as error:
         lines = " ".join(line.strip() for line in str(error).splitlines()[:3])
         raise IntegrityError(f"{run_dir}: the weights do not fit the configuration: {lines}") from error
-    state = run_dir / OPTIMIZER
-    return Run(
-        run_dir, model.eval(), config, facts, plan, load(state.read_bytes()) if state.exists() else None
-    )
+    return Run(run_dir, model.eval(), config, facts, plan, _read_optimizer(run_dir / OPTIMIZER))
+
+
+def _read_optimizer(path: Path) -> dict[str, Tensor] | None:
+    if not path.exists():
+        return None
+    try:
+        return load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise IntegrityError(
+            f"{path} holds no whole state of an optimiser ({error}): make the run again, or delete the file "
+            "to go on without"
+        ) from error

@@ -17,10 +17,16 @@ def own_classes(config: ModelConfig) -> tuple[str, ...]:
     have the names of its folders (`n01440764`), any others are numbered.
 
     Raises:
-        ConfigError: there is no such model or checkpoint, or the weights have no head.
+        ConfigError: there is no such model or checkpoint, the weights have no head, or timm tells nothing of
+            them.
     """
     require_known(config.name)
     description = get_pretrained_cfg(config.name)
+    if description is None:
+        raise ConfigError(
+            f"timm does not know which classes {config.name} has: train a run of it first, or give the model "
+            "the name that it has in timm"
+        )
     count = description.num_classes
     if config.checkpoint is not None:
         names = description.classifier or ()

@@ -1,7 +1,7 @@
 """Which memory switches act on which modules of a model while it trains.
 
     block_recompute       the outermost modules of a class named …Block that hold no batch normalisation
-    mlp_recompute         timm's `Mlp` of two factored layers, without dropout or norm between them
+    mlp_recompute         timm's `Mlp` of two factored Linear layers, without dropout or norm between them
     update_in_backward    those blocks, and every other module for itself
 
 Recomputed blocks may hold recomputed MLPs: what then exists of a block while it runs is smaller still.
@@ -78,13 +78,13 @@ def recomputable_blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def recomputable_mlps(model: nn.Module) -> dict[str, Mlp]:
-    """Returns the MLPs of two factored layers with nothing but an activation between them, by name."""
+    """Returns the MLPs of two factored Linear layers with nothing but an activation between, by name."""
     return {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, Mlp)
-        and isinstance(module.fc1, SubspaceLinear)
-        and isinstance(module.fc2, SubspaceLinear)
+        and type(module.fc1) is SubspaceLinear  # a factored 1×1 convolution is one too, on other axes
+        and type(module.fc2) is SubspaceLinear
         and isinstance(module.norm, nn.Identity)
         and module.drop1.p == 0
         and next(module.act.parameters(), None) is None

@@ -23,7 +23,7 @@ from wasi_export.interrupt import TrainingInterrupted, stop_signals
 from wasi_export.progress import Track, silent
 from wasi_export.training.data import Batch, EpochBatches
 from wasi_export.training.ladder import saving_memory
-from wasi_export.training.optim import create_optimizer, create_scheduler
+from wasi_export.training.optim import common_rate, create_optimizer, create_scheduler
 from wasi_export.training.processes import (
     check_shares,
     largest_share,
@@ -198,7 +198,7 @@ def fit(
                     train_loss=position.loss_sum / steps,
                     val_loss=result.loss,
                     val_accuracy=result.accuracy,
-                    lr=optimizer.param_groups[0]["lr"],
+                    lr=common_rate(model, optimizer),
                     seconds=position.seconds,
                     cpu_seconds=position.cpu_seconds,
                     images_per_second=steps * batches.batch_size / position.seconds,

@@ -25,7 +25,7 @@ from wasi_export.errors import HostError, ModelFailedError
 from wasi_export.manifest import InputSpec
 from wasi_export.ranks import Plan
 from wasi_export.settings import Frozen
-from wasi_export.subspace.inject import install_layers
+from wasi_export.subspace.inject import install_layers, subspace_layers
 from wasi_export.subspace.lora import add_lora
 from wasi_export.training.ladder import saving_memory
 from wasi_export.training.models import create_model, head_modules
@@ -179,6 +179,8 @@ def make_model(job: StepJob) -> nn.Module:
         cast(Any, model).set_grad_checkpointing()
     if job.plan is not None:
         install_layers(model, job.plan)
+        for _, layer in subspace_layers(model):
+            layer.reset_parameters()
     if job.lora is not None:
         add_lora(model, job.lora.layers, job.lora.rank, trained=head_modules(model))
     return model

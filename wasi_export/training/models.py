@@ -53,6 +53,12 @@ def create_model(config: ModelConfig, num_classes: int) -> nn.Module:
             "network, or give a local file as model.checkpoint"
         ) from error
     except RuntimeError as error:
+        if config.pretrained and "state_dict" in str(error):
+            lines = " ".join(line.strip() for line in str(error).splitlines()[:2])
+            raise ConfigError(
+                f"the pretrained weights of {config.name} do not fit {arguments}: {lines}: leave out what "
+                "changes shapes in model.kwargs, or set model.pretrained = false"
+            ) from error
         if "pretrained" not in str(error).lower():
             raise
         raise ConfigError(f"{config.name}: {_first_line(error)}") from error
@@ -155,8 +161,18 @@ def head_modules(model: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def require_known(name: str) -> None:
-    architecture = name.split(".")[0]  # what follows the dot is the tag of pretrained weights
-    if ":" in name or timm.is_model(architecture):
+    """Raises ConfigError where timm has no such model, or no weights of its tag."""
+    architecture, _, tag = name.partition(".")  # after the dot: the tag of pretrained weights
+    if ":" in name:
+        return
+    if timm.is_model(architecture):
+        try:
+            timm.get_pretrained_cfg(name)
+        except RuntimeError as error:
+            tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
+            hint = f"choose one of {', '.join(tags)}, or leave it out" if tags else "leave it out"
+            message = f"timm {timm.__version__} has no tag {tag!r} of {architecture}: {hint}"
+            raise ConfigError(message) from error
         return
     near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
     hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"

@@ -83,23 +83,43 @@ def create_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optim
     return optimizer
 
 
+def common_rate(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    """Returns the learning rate of all but the head, as it is now; that of the head where there is no other.
+
+    Vectors come first in `parameter_groups`, so in a factored model it is not that of the factors.
+    """
+    head = {id(p) for module in head_modules(model) for p in module.parameters()}
+    groups = optimizer.param_groups
+    others = (group["lr"] for group in groups if any(id(p) not in head for p in group["params"]))
+    rate: float = next(others, groups[0]["lr"])
+    return rate
+
+
 class Schedule:
-    """timm's schedule, with a warm-up from where training goes on with a new optimiser."""
+    """timm's schedule, with warm-ups in which each group takes a growing share of its own rate.
+
+    timm's own starts all groups from one rate, which may be above that of the head.
+    """
 
     def __init__(
-        self, scheduler: Scheduler, optimizer: torch.optim.Optimizer, *, start: int, warmup: int
+        self, scheduler: Scheduler, optimizer: torch.optim.Optimizer, *, warmup: int, start: int, again: int
     ) -> None:
-        """Makes it of a scheduler; from `start` on, `warmup` steps take a growing share of its rates."""
+        """Makes it of a scheduler with a warm-up of `warmup` steps; another one of `again` begins at `start`.
+
+        The first goes to the highest rate, the other to that of the schedule.
+        """
         self._scheduler, self._optimizer = scheduler, optimizer
-        self._start, self._warmup = start, warmup if start else 0
+        self._warmup, self._start, self._again = warmup, start, again if start else 0
 
     def step_update(self, step: int) -> None:
         """Sets the learning rates of a step, counted from 0."""
         self._scheduler.step_update(step)
         taken = step - self._start + 1
-        if taken <= self._warmup:
-            for group in self._optimizer.param_groups:
-                group["lr"] *= taken / (self._warmup + 1)
+        for group in self._optimizer.param_groups:
+            if step < self._warmup:
+                group["lr"] = group["initial_lr"] * (step + 1) / (self._warmup + 1)
+            if taken <= self._again:
+                group["lr"] *= taken / (self._again + 1)
 
 
 def create_scheduler(
@@ -107,8 +127,8 @@ def create_scheduler(
 ) -> Schedule:
     """Returns timm's schedule, to be asked with `step_update(step)` before every step.
 
-    The warm-up is linear from the first step and takes at most half of all steps; where training goes on at
-    the step `start` it is done again, in at most half of the steps that are left.
+    The warm-up is linear from the first step, in each group to its own rate, and takes at most half of all
+    steps; where training goes on at the step `start` it is done again, in at most half of the rest.
 
     Raises:
         ConfigError: the schedule is unknown, or depends on more than the step.
@@ -121,12 +141,11 @@ def create_scheduler(
         optimizer,
         sched=config.sched,
         num_epochs=max(1, total_steps),
-        warmup_epochs=warmup,
-        warmup_lr=config.lr / (warmup + 1),
+        warmup_epochs=warmup,  # where the schedule starts (wsd) or how it falls (rsqrt); rates: see Schedule
         step_on_epochs=False,
         updates_per_epoch=1,
     )
     if scheduler is None:
         raise ConfigError(f"timm {timm.__version__} has no schedule {config.sched!r}: update timm")
     again = min(config.warmup_steps, (total_steps - start) // 2)
-    return Schedule(scheduler, optimizer, start=start, warmup=again)
+    return Schedule(scheduler, optimizer, warmup=warmup, start=start, again=again)

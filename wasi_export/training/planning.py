@@ -88,7 +88,7 @@ def plan_model(
 
     Raises:
         RankError: an explicit rank is above what a layer has, or the budgets cannot be met.
-        ConfigError: there is a budget of latency and no `times_of`.
+        ConfigError: there is a budget of latency and no `times_of`, or a plan is given of other layers.
     """
     measured = measure_model(config, model, images, track=track)
     times = times_of(measured) if times_of and config.subspace.max_latency_ms is not None else None
@@ -117,7 +117,7 @@ def factorize(config: Config, model: nn.Module, images: ImageSet, *, track: Trac
 
     Raises:
         RankError: an explicit rank is above what a layer has, or the budgets cannot be met.
-        ConfigError: a budget needs a plan that was made before.
+        ConfigError: a budget needs a plan that was made before, or the one that is given is of other layers.
         UnsupportedModelError: no layer matches, or the plan that is given is of another model.
     """
     inputs, measured = _measured(config, model, images, track)

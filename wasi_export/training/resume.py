@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from wasi_export.durable import write_bytes
 from wasi_export.errors import ConfigError, IntegrityError, MalformedError
 from wasi_export.settings import Frozen
+from wasi_export.subspace.inject import subspace_layers
 from wasi_export.untrusted.document import parse_document
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -130,6 +131,8 @@ def restore(path: Path, position: Position, model: nn.Module, optimizer: torch.o
     with torch.no_grad():
         for name, value in stored.items():
             own[name].copy_(value)
+    for name, layer in subspace_layers(model):
+        layer.passes = int(own[f"{name}.passes"])
     try:
         # The groups are those of the configuration, which the key covers.
         optimizer.load_state_dict({**optimizer.state_dict(), "state": _optimizer_states(tensors, position)})
@@ -154,5 +157,9 @@ def _optimizer_states(tensors: Mapping[str, Tensor], position: Position) -> dict
 
 
 def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Returns parameters and all buffers, those that a state_dict leaves out too; tied tensors once."""
-    return dict(model.named_parameters()) | dict(model.named_buffers())
+    """Returns parameters and all buffers, those that a state_dict leaves out too; tied tensors once.
+
+    The passes of factored layers are with them, as copies.
+    """
+    passes = {f"{name}.passes": torch.tensor(layer.passes) for name, layer in subspace_layers(model)}
+    return dict(model.named_parameters()) | dict(model.named_buffers()) | passes

@@ -9,13 +9,16 @@ from torch import nn
 
 from wasi_export.config import Config, TrainConfig, TrainMethod
 from wasi_export.datasets import load_data
-from wasi_export.durable import file_sha256, fingerprint, made_folder, sync_folder, write_bytes, writing
+from wasi_export.durable import fingerprint, made_folder, sync_folder, write_bytes, writing
 from wasi_export.errors import ArtifactExistsError, ConfigError, UsageError
 from wasi_export.image_set import ImageSet
+from wasi_export.manifest import CONFIG
 from wasi_export.progress import Track, silent
 from wasi_export.ranks import Plan
-from wasi_export.run_folder import CONFIG, FACTS, OPTIMIZER, PLAN, WEIGHTS, RunFacts
+from wasi_export.run_folder import FACTS, OPTIMIZER, PLAN, WEIGHTS, RunFacts, shared_inputs, subspace_inputs
 from wasi_export.subspace.inject import install_layers
+from wasi_export.subspace.planner import load_plan
+from wasi_export.subspace.targets import target_layers
 from wasi_export.training.beginning import begin
 from wasi_export.training.checkpoint import (
     read_facts,
@@ -79,7 +82,7 @@ def train_run(
         ArtifactExistsError: the folder holds another finished run, or other files.
         UsageError: the folder cannot be written, or there are no steps to measure.
         TrainingInterrupted: a signal came; the run can be resumed.
-        ConfigError: `init` does not fit the configuration or the method.
+        ConfigError: `init` does not fit the configuration or the method, or `subspace.plan` the layers.
     """
     accelerator = make_accelerator()
     if not accelerator.is_main_process:
@@ -126,6 +129,8 @@ def train_run(
         plan_text = begun.plan.model_dump_json(indent=2).encode()
         on_main(accelerator, lambda: write_bytes(run_dir / PLAN, plan_text))
     elif method == "subspace":
+        if config.subspace.plan is not None:  # before any epoch, not after the first part
+            load_plan(config.subspace.plan, target_layers(model, config.subspace))
         first = first_part(config, goes_on=init is not None)
         first_epochs = first.epochs
         if first_epochs and not start.factored:
@@ -178,17 +183,11 @@ def run_key(config: Config, method: TrainMethod, train: ImageSet, val: ImageSet,
     Raises:
         IntegrityError: `init` is no finished run.
     """
-    checkpoint = config.model.checkpoint
     return fingerprint(
         method,
-        config.seed,
-        config.model,
-        file_sha256(checkpoint) if checkpoint is not None and checkpoint.is_file() else None,
-        config.data.model_copy(update={"workers": 0}),
-        config.subspace if method == "subspace" else None,
+        *shared_inputs(config, train, val),
+        subspace_inputs(config) if method == "subspace" else None,
         getattr(config.train, method),
-        train.fingerprint,
-        val.fingerprint,
         None if init is None else require_facts(init).weights_sha256,
     )
 

@@ -89,12 +89,16 @@ def _check_graph(graph: Any, depth: int) -> int:
         raise MalformedError("two initializers have one name")
     for tensor in graph.initializer:
         _check_tensor(tensor)
-    nodes = len(graph.node)
+    nodes = _require_few(len(graph.node))
     for node in graph.node:
         for attribute in node.attribute:
-            nodes += _check_attribute(attribute, depth)
-            if nodes > MAX_NODES:
-                raise MalformedError(f"it has more than {MAX_NODES} nodes")
+            nodes = _require_few(nodes + _check_attribute(attribute, depth))
+    return nodes
+
+
+def _require_few(nodes: int) -> int:
+    if nodes > MAX_NODES:
+        raise MalformedError(f"it has more than {MAX_NODES} nodes")
     return nodes
 
 

@@ -1,6 +1,8 @@
 """The messages of an ONNX file, as far as they are looked at; the base install has no onnx.
 
-Field numbers are for ever in protobuf, and fields that are not named here are skipped.
+Field numbers are for ever in protobuf, and fields that are not named here are skipped. A _STRING that is read
+nowhere is named because protobuf then refuses what is no UTF-8; onnx would give it to its readers as bytes,
+where they expect text.
 Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 """
 
@@ -67,7 +69,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, int | str, bool]]] = {
     },
     "Value": {"name": (1, _STRING, False), "type": (2, "Type", False)},
     "Type": {"tensor_type": (1, "TensorType", False)},
-    "TensorType": {"elem_type": (1, _INT32, False), "shape": (2, "Shape", False)},
+    "TensorType": {"shape": (2, "Shape", False)},
     "Shape": {"dim": (1, "Dimension", True)},
     "Dimension": {"dim_value": (1, _INT64, False), "dim_param": (2, _STRING, False)},
 }

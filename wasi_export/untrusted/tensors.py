@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from wasi_export.errors import MalformedError
+from wasi_export.errors import IntegrityError, MalformedError
 from wasi_export.untrusted.values import check_finite, check_name, check_shape
 
 
@@ -40,6 +40,23 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """
     with _opened(path) as file:
         return {name: np.array(value) for name, value in _checked(file)}, file.metadata() or {}
+
+
+def load_unchecked(path: Path, what: str) -> dict[str, NDArray[Any]]:
+    """Returns the tensors of a file by name, whatever their values are: looked at before, or compared later.
+
+    Args:
+        path: of the file.
+        what: it should hold, for the message.
+
+    Raises:
+        IntegrityError: it is missing, or no safetensors.
+    """
+    try:
+        with _opened(path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, MalformedError) as error:
+        raise IntegrityError(f"{path} holds no {what}: {error}") from error
 
 
 @contextlib.contextmanager

@@ -101,6 +101,15 @@ def test_what_follows_the_last_mixing_is_computed_for_the_token_alone(tail: str,
     assert {"qkv[:4]", "qkv[4:]", "qkv_bias[:4]", "qkv_bias[4:]"} <= set(after.graph.initializers)
 
 
+def test_a_causal_attention_sees_the_places_of_all_queries() -> None:
+    text, chosen = text_of(CLASS_TOKEN, ATTENTION.replace("<q_num", "<is_causal = 1, q_num")), (2,)
+    after = narrowed(text, chosen)
+    np.testing.assert_allclose(run(after)[0], run(make(text, chosen))[0], rtol=1e-5, atol=1e-6)
+    # What follows the attention sees one token of each image, what goes into it all.
+    assert rows_of(after, "Gelu") == [3]
+    assert rows_of(after, "Attention") == [3 * TOKENS]
+
+
 def test_several_tokens_are_chosen_together() -> None:
     text, chosen = text_of(CLASS_TOKEN), (-1, 2)
     after = narrowed(text, chosen)

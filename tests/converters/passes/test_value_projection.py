@@ -68,6 +68,20 @@ def test_values_stay_in_the_rank_of_the_projection(text: str) -> None:
     assert list(value.shape) == [HEADS * RANK, RANK]
 
 
+@pytest.mark.parametrize("option", ["scale = 1.0", "is_causal = 1", "softcap = 0.5"])
+def test_the_attention_keeps_what_it_was_told(option: str) -> None:
+    text = TEXT.replace("<q_num", f"<{option}, q_num")
+    before, after = make(text), rewritten(make(text))
+    np.testing.assert_allclose(run(after), run(before), rtol=1e-4, atol=1e-4)
+    assert "right" not in after.graph.initializers
+    assert not np.allclose(run(before), run(make()), atol=1e-2)
+
+
+def test_the_scale_of_the_queries_is_written_out() -> None:
+    (attention,) = (node for node in rewritten(make()).graph if node.op_type == "Attention")
+    assert attention.attributes.get_float("scale") == pytest.approx((WIDTH / HEADS) ** -0.5)
+
+
 OTHER_USER = TEXT.replace("y = Gemm", "c = Gemm").replace("(code, left)", "(code, left) y = Add (c, rows)")
 CHANGED = TEXT.replace("a = Att", "changed = Relu (v) a = Att").replace("(q, k, v)", "(q, k, changed)")
 

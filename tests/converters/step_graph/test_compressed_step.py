@@ -98,6 +98,14 @@ def test_first_bases_hold_the_energy_that_was_asked_for_and_begin_the_state(tmp_
         np.testing.assert_array_equal(session.tensors()[f"{name}.token_basis"], bases[name].token)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_taking_first_bases_leaves_the_model_as_it_was(training):
+    model = make_model().train(training)
+    first_bases(model, TRAINED, batches([8])[0][0].numpy(), "feature", 0.9)
+    assert model.training == training
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
 def test_only_layers_that_are_trained_have_bases():
     images = batches([8])[0][0].numpy()
     found = first_bases(make_model(), [LAYERS[1] + ".right"], images, "feature", 0.9)

@@ -15,11 +15,10 @@ from torch import nn
 from training_steps import GraphStep, Scalars, labelled, make_random, node_types, spec_for
 
 from wasi_export.converters.step_graph.function import StepSettings
-from wasi_export.converters.step_graph.recompute import SESSION_CONFIG, blocks_of
+from wasi_export.converters.step_graph.recompute import blocks_of
 from wasi_export.converters.training_step import ExportedStep, export_training_step
 from wasi_export.errors import ConfigError
-from wasi_export.manifest import TrainingGraph
-from wasi_export.runtimes.session import session_options
+from wasi_export.runtimes.training_session import step_options
 
 SIZE, CLASSES, DEPTH = 32, 5, 2
 
@@ -87,26 +86,14 @@ def as_run(exported: ExportedStep, folder: Path, options: ort.SessionOptions) ->
 def test_the_session_of_a_bundle_keeps_what_is_recomputed(
     steps: dict[str, ExportedStep], tmp_path: Path
 ) -> None:
-    optimise = TrainingGraph.model_fields["optimise"].default
-    found = as_run(steps["block"], tmp_path, session_options(threads=1, optimise=optimise))
+    found = as_run(steps["block"], tmp_path, step_options(threads=1))
     assert found["Softmax"] == found["Gelu"] == 2 * DEPTH
 
 
 @pytest.mark.slow
 def test_an_optimising_session_would_merge_it(steps: dict[str, ExportedStep], tmp_path: Path) -> None:
-    found = as_run(steps["block"], tmp_path, session_options(threads=1, optimise=True))
+    found = as_run(steps["block"], tmp_path, step_options(threads=1, optimise=True))
     assert found["Softmax"] == found["Gelu"] == DEPTH
-
-
-@pytest.mark.slow
-def test_an_optimising_session_keeps_it_with_our_configuration(
-    steps: dict[str, ExportedStep], tmp_path: Path
-) -> None:
-    options = session_options(threads=1, optimise=True)
-    for key, value in SESSION_CONFIG.items():
-        options.add_session_config_entry(key, value)
-    found = as_run(steps["block"], tmp_path, options)
-    assert found["Softmax"] == found["Gelu"] == 2 * DEPTH
 
 
 PEAK = """
@@ -114,15 +101,14 @@ import sys
 from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
-from wasi_export.runtimes.session import open_model, session_options
+from wasi_export.runtimes.session import open_model
+from wasi_export.runtimes.training_session import step_options
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 
 folder, optimise = Path(sys.argv[1]), sys.argv[2] == "True"
-options = session_options(threads=1, optimise=optimise)
-options.enable_mem_pattern = False
-session = open_model(folder / "step.onnx", options)
+session = open_model(folder / "step.onnx", step_options(threads=1, optimise=optimise))
 inputs = load_file(folder / "inputs.safetensors")
 before = peak()
 session.run(["loss"], inputs)  # keeps no output but the loss, so only the step itself is measured

@@ -1,38 +1,7 @@
 import subprocess
 import sys
 
-import pytest
-
-from wasi_export.errors import HostError
-from wasi_export.runtimes.targets.packages import content_key, made_once, own_code
-
-
-def test_a_folder_is_made_once_and_whole(tmp_path):
-    made = []
-
-    def make(folder):
-        made.append(folder)
-        (folder / "file").write_text("whole")
-
-    for _ in range(2):
-        assert (made_once(tmp_path / "cache" / "name", make) / "file").read_text() == "whole"
-    assert len(made) == 1
-
-
-def test_a_folder_that_fails_is_not_there(tmp_path):
-    def make(folder):
-        (folder / "half").write_text("")
-        raise HostError("no network")
-
-    with pytest.raises(HostError, match="no network"):
-        made_once(tmp_path / "name", make)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_cache_that_cannot_be_written_says_what_helps(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(HostError, match="XDG_CACHE_HOME"):
-        made_once(tmp_path / "file" / "name", lambda folder: None)
+from wasi_export.runtimes.targets.packages import content_key, own_code
 
 
 def test_our_code_for_a_target_is_what_runs_without_torch(tmp_path, monkeypatch):
