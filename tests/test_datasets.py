@@ -351,14 +351,37 @@ def test_idx_files_may_be_unpacked(idx_folder: Path) -> None:
     assert load_splits("fashion-mnist", root=idx_folder)[0].fingerprint == packed.fingerprint
 
 
-def test_what_torchvision_downloaded_before_is_not_downloaded_again(idx_folder: Path, tmp_path: Path) -> None:
-    raw = tmp_path / "data" / "FashionMNIST" / "raw"
+def downloaded(files: Path, root: Path) -> DataConfig:
+    """Puts IDX files where torchvision does; returns the configuration that finds them there."""
+    raw = root / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for name in IDX_FILES:
-        (raw / name).write_bytes(gzip.decompress((idx_folder / f"{name}.gz").read_bytes()))
-    config = DataConfig(source="fashion-mnist", root=tmp_path / "data", download=True)
-    train, val = load_data(config)
+        (raw / name).write_bytes(gzip.decompress((files / f"{name}.gz").read_bytes()))
+    return DataConfig(source="fashion-mnist", root=root, download=True)
+
+
+def test_what_torchvision_downloaded_before_is_not_downloaded_again(idx_folder: Path, tmp_path: Path) -> None:
+    train, val = load_data(downloaded(idx_folder, tmp_path / "data"))
     assert (len(train), len(val)) == (6, 4)
+
+
+def test_a_model_is_judged_on_the_images_that_were_downloaded_to_train_it(
+    idx_folder: Path, tmp_path: Path
+) -> None:
+    config = downloaded(idx_folder, tmp_path / "data")
+    train, val = load_data(config)
+    judged = load_labelled("fashion-mnist", train.classes, trained_on=(config, train.fingerprint))
+    assert judged.fingerprint == val.fingerprint
+
+
+def test_a_folder_may_lack_as_many_images_as_in_training(tmp_path: Path) -> None:
+    add_images(tmp_path, cat=6, dog=6)
+    for name in ("000", "001", "002"):
+        (tmp_path / "cat" / f"{name}.png").write_bytes(b"")
+    with pytest.raises(DataError, match="3 of 12 images"):
+        load_labelled(str(tmp_path), ["cat", "dog"])
+    trained_on = (DataConfig(source="elsewhere", max_unreadable=0.5), "")
+    assert len(load_labelled(str(tmp_path), ["cat", "dog"], trained_on=trained_on)) == 9
 
 
 def test_a_download_that_fails_says_what_to_do(tmp_path: Path) -> None:

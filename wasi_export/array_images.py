@@ -47,6 +47,11 @@ def fashion_mnist(folder: Path, split: str) -> ImageSet:
     return _from_arrays(FASHION_MNIST_CLASSES, pixels, labels.astype(np.int64))
 
 
+def idx_folder(root: Path) -> Path:
+    """Returns the folder of IDX files that torchvision makes below `root`."""
+    return root / "FashionMNIST" / "raw"
+
+
 def download_fashion_mnist(root: Path) -> Path:
     """Returns the folder of IDX files that torchvision downloads below `root`, if they are not there yet.
 
@@ -54,7 +59,7 @@ def download_fashion_mnist(root: Path) -> Path:
         HostError: the download failed.
         MissingExtraError: torchvision is not installed.
     """
-    folder = root / "FashionMNIST" / "raw"
+    folder = idx_folder(root)
     if not all((folder / f"{split}-labels-idx1-ubyte").exists() for split in ("train", "t10k")):
         datasets = require("torchvision.datasets", extra="train")
         try:

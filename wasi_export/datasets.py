@@ -23,6 +23,7 @@ from wasi_export.array_images import (
     digits,
     download_fashion_mnist,
     fashion_mnist,
+    idx_folder,
     npz_images,
 )
 from wasi_export.config import DataConfig
@@ -119,21 +120,22 @@ def load_labelled(
         DataError: the source is unknown, cannot be read, or has other classes.
         NothingToCheckError: a folder holds no images.
     """
-    folder = Path(source)
+    folder, names = Path(source), tuple(classes)
+    config = trained_on[0] if trained_on else DataConfig()
     if folder.suffix == ".npz":
-        return npz_images(folder, tuple(classes))
+        return npz_images(folder, names)
     if source in NAMED_SOURCES or not folder.is_dir():
-        images = load_splits(source)[1]
-        if images.classes != tuple(classes):
-            raise DataError(f"{source} has classes {some(images.classes)}, the model has {some(classes)}")
+        images = load_splits(source, root=_downloaded(config) if source == config.source else None)[1]
+        if images.classes != names:
+            raise DataError(f"{source} has classes {some(images.classes)}, the model has {some(names)}")
         return images
-    if validation := _validation_folder(folder):
-        return image_folder(validation, classes=tuple(classes), track=track)
-    images = image_folder(_undivided(folder), classes=tuple(classes), track=track)
-    if trained_on is not None and len(images) > 1:
-        config, fingerprint = trained_on
+    part = _validation_folder(folder)
+    images = image_folder(
+        part or _undivided(folder), classes=names, max_unreadable=config.max_unreadable, track=track
+    )
+    if part is None and trained_on is not None and len(images) > 1:
         train, val = _chosen(images.hold_out(config.val_fraction), config)
-        if train.fingerprint == fingerprint:
+        if train.fingerprint == trained_on[1]:
             _log.warning(
                 f"{folder} is what the model was trained on: it is judged on the {len(val)} images that were "
                 "held out"
@@ -232,6 +234,13 @@ def load_new_images(source: str, classes: Sequence[str], *, track: Track = silen
         return images
     whole = path / "train" if (path / "train").is_dir() else path
     return image_folder(whole, classes=tuple(classes), track=track)
+
+
+def _downloaded(config: DataConfig) -> Path | None:
+    """Returns where a configuration has the IDX files of `fashion-mnist`; None: where Debian has them."""
+    if config.download:
+        return idx_folder(config.root or Path("data"))
+    return config.root
 
 
 def _chosen(split: tuple[ImageSet, ImageSet], config: DataConfig) -> tuple[ImageSet, ImageSet]:
