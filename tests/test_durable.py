@@ -283,6 +283,23 @@ def test_a_fingerprint_depends_on_every_part_and_on_where_it_ends() -> None:
     assert fingerprint("a", 1) == "05a9c569a185ac60"  # states that were written before go on
 
 
+def test_what_is_renamed_and_not_synced_is_told_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def fail_for_folders(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(handle)
+
+    (tmp_path / "file").write_text("old")
+    monkeypatch.setattr(os, "fsync", fail_for_folders)
+    with pytest.raises(UsageError, match="check the disk; the new one is there, and a power cut may bring"):
+        write_bytes(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
 @pytest.mark.parametrize(
     ("code", "remedy"),
     [(errno.EIO, "check the disk"), (errno.EROFS, "choose another place"), (errno.EDQUOT, "make room")],

@@ -52,11 +52,12 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all: beside it first, then synced and renamed over it.
 
     Raises:
-        UsageError: it cannot be written; what was there before is still there.
+        UsageError: it cannot be written; what was there before is still there, or the message says that it
+            is not.
     """
     with writing(path), made_folder(path.parent), written_beside(path, data) as file:
         file.replace(path)
-        sync_folder(path.parent)
+        _sync_renamed(path)
 
 
 def require_new(path: Path, *, force: bool) -> None:
@@ -87,8 +88,8 @@ def written_beside(path: Path, data: bytes) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Tells an error of the system in one line about what is being written.
+def writing(path: Path, *, so: str = "what was there before is still there") -> Iterator[None]:
+    """Tells an error of the system in one line about what is being written, and how it is there now.
 
     Raises:
         UsageError: the system raised an error.
@@ -97,9 +98,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         remedy = REMEDIES.get(error.errno or 0, "choose another place")
-        raise UsageError(
-            f"cannot write {path}: {error.strerror or error}: {remedy}; what was there before is still there"
-        ) from error
+        raise UsageError(f"cannot write {path}: {error.strerror or error}: {remedy}; {so}") from error
 
 
 @contextlib.contextmanager
@@ -116,6 +115,16 @@ def made_folder(path: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
+
+
+def _sync_renamed(path: Path) -> None:
+    """Makes the new name of what is written last through a power cut.
+
+    Raises:
+        UsageError: the system raised an error.
+    """
+    with writing(path, so="the new one is there, and a power cut may bring the old one back"):
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -193,7 +202,7 @@ def staged_folder(destination: Path, *, force: bool = False) -> Iterator[Path]:
         with writing(destination):
             _sync_tree(staging)
             _put(staging, destination)
-            sync_folder(destination.parent)
+            _sync_renamed(destination)
 
 
 def _exists(path: Path) -> ArtifactExistsError:
