@@ -170,7 +170,7 @@ def test_too_few_steps_to_profile_are_one_line_and_the_run_is_kept(config, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 0), (signal.SIGINT, 2), (signal.SIGTERM, 2)])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 0)])
 def test_a_signal_to_the_process_group_saves_and_the_same_command_resumes(config, tmp_path, number, workers):
     """What Ctrl-C in a terminal does: the signal goes to the loader's workers too, at any moment."""
     options = ("-s", "train.dense.epochs=8", "-s", f"data.workers={workers}")

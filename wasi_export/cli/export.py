@@ -39,8 +39,8 @@ def export(
     method: Annotated[
         Literal["sequential", "whitened", "plain", "dense"] | None,
         typer.Option(
-            help="Factor --model layer after layer, each by its output energy (the default), by the SVD of "
-            "its weight, or leave it dense."
+            help="Factor --model layer after layer (the default), each by its output energy alone, by the "
+            "SVD of its weight, or leave it dense."
         ),
     ] = None,
     fraction: Annotated[
@@ -131,7 +131,7 @@ def export(
             },
             "data": {"source": calibration},
             "subspace": {
-                "method": "whitened" if method in (None, "dense") else method,
+                **({} if method in (None, "dense") else {"method": method}),
                 "fraction": fraction,
                 "epsilon": epsilon,
                 "rank": rank,

@@ -36,6 +36,7 @@ from wasi_export.errors import UnsupportedModelError
 from wasi_export.progress import Track, silent
 from wasi_export.subspace.kinds import Kind
 from wasi_export.subspace.linear import SubspaceLinear
+from wasi_export.subspace.observe import observed
 
 RIDGE = 1e-2
 """λ. With 256 to 1,024 images of 50 tokens 1e-3 and 1e-2 gave the same ViT-S/14."""
@@ -122,18 +123,15 @@ def refit_layers(
     progress = iter(track(range(len(pairs)), "fit factors", len(pairs)))
     for name, (kind, layer) in pairs.items():
         model.set_submodule(name, _Twin(name, kind, layer, gradients.get(name), progress))
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
     try:
-        model(torch.cat((images, images)).to(device))
+        with observed(model):
+            model(torch.cat((images, images)).to(next(model.parameters()).device))
     except BaseException:
         for name, (kind, _) in pairs.items():
             model.set_submodule(name, kind.module)
         raise
-    finally:
-        model.train(was_training)
     for name, (_, layer) in pairs.items():
-        model.set_submodule(name, layer.train(was_training))
+        model.set_submodule(name, layer.train(model.training))
     for _ in progress:
         pass  # the display ends with its last item
 
