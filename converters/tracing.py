@@ -8,7 +8,7 @@ import torch
 from onnx_ir.passes import common
 from torch import nn
 
-from wasi_export.converters.attention_rank import give_four_axes
+from wasi_export.converters.traced_attention import normalize_attention
 from wasi_export.converters.translation import TRANSLATIONS
 from wasi_export.errors import UnsupportedModelError
 from wasi_export.manifest import InputSpec
@@ -49,7 +49,7 @@ def _trace(model: nn.Module, spec: InputSpec) -> torch.export.ExportedProgram:
     outputs = program.graph_signature.user_outputs
     if len(outputs) != 1:
         raise UnsupportedModelError(f"{type(model).__name__} gives {len(outputs)} outputs, expected one")
-    return give_four_axes(program)
+    return normalize_attention(program)
 
 
 def _translate(program: torch.export.ExportedProgram, spec: InputSpec, opset: int, output: str) -> ir.Model:

@@ -1,7 +1,8 @@
-"""Attention in a traced graph with four axes, which is what its translation to ONNX takes.
+"""Attention in a traced graph as its translation to ONNX takes it: on four axes, a key for each query head.
 
 Models whose tokens lie in windows or blocks call it with three or five axes: [..., N, d] becomes
-[-1, 1, N, d], and its output gets the axes of before.
+[-1, 1, N, d], and its output gets the axes of before. In multi-query and grouped-query attention several
+heads share keys and values [B, Hk, M, d]: they are repeated for each, [B, H, M, d].
 """
 
 from typing import Any
@@ -10,13 +11,22 @@ import torch
 
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 _EXPAND, _RESHAPE = torch.ops.aten.expand.default, torch.ops.aten.reshape.default
+_UNSQUEEZE = torch.ops.aten.unsqueeze.default
 _SIZE = torch.ops.aten.sym_size.int
 
 
-def give_four_axes(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+def normalize_attention(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """Changes the graph in place, and returns it traced anew where something was changed."""
     graph = program.graph_module.graph
-    nodes = [node for node in graph.nodes if node.target is _ATTENTION and len(_shape(node)) != 4]
+    attentions = [node for node in graph.nodes if node.target is _ATTENTION]
+    shared = [node for node in attentions if len(_shape(node)) == 4 and _heads(node, 0) != _heads(node, 1)]
+    for node in shared:
+        with graph.inserting_before(node):
+            query, *pair = node.args[:3]
+            pair = [_repeated(graph, part, _heads(node, 0)) for part in pair]
+        node.args = (query, *pair, *node.args[3:])
+        node.kwargs = {name: value for name, value in node.kwargs.items() if name != "enable_gqa"}
+    nodes = [node for node in attentions if len(_shape(node)) != 4]
     for node in nodes:
         with graph.inserting_before(node):
             query, key, value, *others = node.args
@@ -31,7 +41,22 @@ def give_four_axes(program: torch.export.ExportedProgram) -> torch.export.Export
             back = graph.call_function(_RESHAPE, (attended, sizes))
         node.replace_all_uses_with(back)
         graph.erase_node(node)
-    return program.run_decompositions({}) if nodes else program
+    return program.run_decompositions({}) if nodes or shared else program
+
+
+def _heads(node: torch.fx.Node, argument: int) -> int:
+    """Returns the heads of the queries (0), keys (1) or values (2) of an attention on four axes."""
+    part = node.args[argument]
+    assert isinstance(part, torch.fx.Node)
+    return int(_shape(part)[1])
+
+
+def _repeated(graph: torch.fx.Graph, node: torch.fx.Node, heads: int) -> torch.fx.Node:
+    """Returns keys or values with each head repeated as often as it takes to have so many."""
+    own, *rest = _shape(node)[1:]
+    apart = graph.call_function(_UNSQUEEZE, (node, 2))
+    wide = graph.call_function(_EXPAND, (apart, [-1, -1, heads // own, -1, -1]))
+    return graph.call_function(_RESHAPE, (wide, [-1, heads, *rest]))
 
 
 def _with_mask(graph: torch.fx.Graph, mask: Any, query: torch.fx.Node) -> Any:

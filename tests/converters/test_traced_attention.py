@@ -28,6 +28,16 @@ class Attends(nn.Module):
         return y.reshape(batch, -1)
 
 
+def require_equal(model: nn.Module, opset: int) -> None:
+    session = ort.InferenceSession(export_inference(model, SPEC, opset=opset).SerializeToString())
+    for batch in (1, 2, 7):
+        images = torch.randn(batch, 1, 4, 4)
+        with torch.no_grad():
+            expected = model(images).numpy()
+        (found,) = session.run(None, {"images": images.numpy()})
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
 @pytest.mark.parametrize(
     ("axes", "mask"),
     [
@@ -45,10 +55,24 @@ class Attends(nn.Module):
 def test_attention_of_any_rank_is_that_of_torch(axes, mask, opset):
     torch.manual_seed(0)
     model = Attends(axes, mask).eval()
-    session = ort.InferenceSession(export_inference(model, SPEC, opset=opset).SerializeToString())
-    for batch in (1, 2, 7):
-        images = torch.randn(batch, 1, 4, 4)
-        with torch.no_grad():
-            expected = model(images).numpy()
-        (found,) = session.run(None, {"images": images.numpy()})
-        np.testing.assert_allclose(found, expected, atol=2e-6)
+    require_equal(model, opset)
+
+
+class SharesKeys(nn.Module):
+    """Attention of four heads of queries, of which several share keys and values."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(4, 4 * 4), nn.Linear(4, heads * 4)
+        self.grouped = heads > 1
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        q, k = (of(images[:, 0]).unflatten(-1, (-1, 4)).transpose(1, 2) for of in (self.q, self.k))
+        return F.scaled_dot_product_attention(q, k, 2 * k, enable_gqa=self.grouped).flatten(1)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("opset", [18, 23])
+def test_attention_with_shared_keys_is_that_of_torch(heads, opset):
+    torch.manual_seed(0)
+    require_equal(SharesKeys(heads).eval(), opset)
