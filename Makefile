@@ -20,7 +20,7 @@ demo: install
 	@"$(VENV)/bin/wasi-export" run
 
 test: install
-	@"$(VENV)/bin/python" -m pytest --numprocesses logical --dist loadfile $(PYTEST_ARGS)
+	@"$(VENV)/bin/python" -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
 
 fuzz: install
 	@"$(VENV)/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[dev,fuzz]'

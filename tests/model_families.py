@@ -13,7 +13,7 @@ from wasi_export.ranks import Plan
 from wasi_export.subspace.inject import factorize_model
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 2, "num_heads": 3, "num_classes": 5}
-SWIN = {"img_size": 56, "embed_dim": 96, "depths": (2, 2), "num_heads": (3, 6), "num_classes": 5}
+SWIN = {"img_size": 56, "embed_dim": 96, "depths": (2, 1), "num_heads": (3, 6), "num_classes": 5}
 
 FAMILIES: dict[str, tuple[str, Mapping[str, Any], int]] = {
     "vit": ("vit_tiny_patch16_224", TINY, 23),

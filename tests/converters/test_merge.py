@@ -52,7 +52,7 @@ def images_of(spec: InputSpec) -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fold", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "windows at opset 18"])
 def test_a_graph_with_new_values_is_that_of_the_model_with_new_values(family: str, fold: bool) -> None:
     if fold and family in UNFACTORED:
         pytest.skip("there is nothing to fold")

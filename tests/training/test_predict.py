@@ -120,7 +120,6 @@ def test_attention_keeps_no_probabilities():
         {"level": "fast"},
         {"level": "small"},
         {"level": "streamed"},
-        {"micro_batch": 2},
         {"micro_batch": 3},
     ],
     ids=str,
