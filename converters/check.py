@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from wasi_export.converters.passes.value_projection import PRODUCT
-from wasi_export.errors import CheckFailedError, ConfigError
+from wasi_export.errors import CheckFailedError, ConfigError, first_line
 from wasi_export.ranks import LayerPlan, Plan
 
 # The first onnxruntime that loads a model of this opset, and of this IR version: found by loading a model of
@@ -89,7 +89,7 @@ def _validity(model: onnx.ModelProto) -> Iterator[str]:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        yield f"it is not valid ONNX ({str(error).splitlines()[0]})"
+        yield f"it is not valid ONNX ({first_line(error)})"
 
 
 def _portability(model: onnx.ModelProto) -> Iterator[str]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wasi_export._extras import require
-from wasi_export.errors import DataError, HostError, NothingToCheckError
+from wasi_export.errors import DataError, HostError, NothingToCheckError, first_line
 from wasi_export.image_set import ImageSet
 
 FASHION_MNIST_ROOT = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package
@@ -65,10 +65,9 @@ def download_fashion_mnist(root: Path) -> Path:
         try:
             datasets.FashionMNIST(str(root), download=True)
         except (OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
             raise HostError(
-                f"torchvision cannot download fashion-mnist to {root} ({reason}): check the network, or set "
-                "data.root to a folder of its IDX files"
+                f"torchvision cannot download fashion-mnist to {root} ({first_line(error)}): check the "
+                "network, or set data.root to a folder of its IDX files"
             ) from error
     return folder
 

@@ -27,9 +27,9 @@ from wasi_export.array_images import (
     npz_images,
 )
 from wasi_export.config import DataConfig
-from wasi_export.errors import DataError, NothingToCheckError
+from wasi_export.errors import DataError, NothingToCheckError, some
 from wasi_export.image_files import MAX_UNREADABLE, image_files, read_image, unreadable
-from wasi_export.image_set import ImageSet, some
+from wasi_export.image_set import ImageSet
 from wasi_export.progress import Track, silent
 
 _log = logging.getLogger(__name__)
@@ -125,10 +125,8 @@ def load_labelled(
     if folder.suffix == ".npz":
         return npz_images(folder, names)
     if source in NAMED_SOURCES or not folder.is_dir():
-        images = load_splits(source, root=_downloaded(config) if source == config.source else None)[1]
-        if images.classes != names:
-            raise DataError(f"{source} has classes {some(images.classes)}, the model has {some(names)}")
-        return images
+        root = _downloaded(config) if source == config.source else None
+        return _splits_of_model(source, names, root)[1]
     part = _validation_folder(folder)
     images = image_folder(
         part or _undivided(folder), classes=names, max_unreadable=config.max_unreadable, track=track
@@ -228,12 +226,19 @@ def load_new_images(source: str, classes: Sequence[str], *, track: Track = silen
     if path.suffix == ".npz":
         return npz_images(path, tuple(classes))
     if source in NAMED_SOURCES or not path.is_dir():
-        images = load_splits(source)[0]
-        if images.classes != tuple(classes):
-            raise DataError(f"{source} has classes {some(images.classes)}, the model has {some(classes)}")
-        return images
+        return _splits_of_model(source, tuple(classes))[0]
     whole = path / "train" if (path / "train").is_dir() else path
     return image_folder(whole, classes=tuple(classes), track=track)
+
+
+def _splits_of_model(
+    source: str, classes: tuple[str, ...], root: Path | None = None
+) -> tuple[ImageSet, ImageSet]:
+    """Returns the images of a named source, which has the classes of a model."""
+    train, val = load_splits(source, root=root)
+    if train.classes != classes:
+        raise DataError(f"{source} has classes {some(train.classes)}, the model has {some(classes)}")
+    return train, val
 
 
 def _downloaded(config: DataConfig) -> Path | None:

@@ -66,6 +66,18 @@ def worst(codes: Iterable[int]) -> int:
     return max(map(int, codes), key=lambda code: ranks.get(code, len(ranks)), default=int(ExitCode.PASSED))
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of what an error of another library says, or its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def some(names: Iterable[str], most: int = 5) -> str:
+    """Returns the first of many names, for a message."""
+    names = tuple(names)
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
 class WasiExportError(Exception):
     """Base of all errors raised on purpose."""
 

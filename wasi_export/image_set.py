@@ -1,7 +1,7 @@
 """Labelled images by index, whatever they are read from."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -72,9 +72,3 @@ class ImageSet:
             lambda i: self.name(i) if i < count else other.name(i - count),
             tuple(dict.fromkeys(self.unreadable + other.unreadable)),
         )
-
-
-def some(names: Iterable[str]) -> str:
-    """Returns the first of many names, for a message."""
-    names = tuple(names)
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

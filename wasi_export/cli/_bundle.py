@@ -24,8 +24,8 @@ from wasi_export.converters.merge import with_values
 from wasi_export.converters.simplify import fold_normalization, simplify
 from wasi_export.datasets import load_calibration, load_data
 from wasi_export.durable import staged_folder, write_bytes
-from wasi_export.errors import ConfigError, DataError, UnsupportedModelError
-from wasi_export.image_set import ImageSet, some
+from wasi_export.errors import ConfigError, DataError, UnsupportedModelError, some
+from wasi_export.image_set import ImageSet
 from wasi_export.manifest import (
     CONFIG,
     GOLDEN,

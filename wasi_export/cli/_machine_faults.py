@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from wasi_export.durable import REMEDIES
-from wasi_export.errors import HostError, UsageError
+from wasi_export.errors import HostError, UsageError, first_line
 from wasi_export.interrupt import sigterm_interrupts
 
 _NO_MEMORY = re.compile(
@@ -31,7 +31,7 @@ def machine_faults() -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise HostError(
-                f"memory is used up ({_first_line(error)}): take smaller batches (data.batch_size, "
+                f"memory is used up ({first_line(error)}): take smaller batches (data.batch_size, "
                 "--batch-size, --micro-batch) or keep less (train.*.memory, adapt.recompute); what was saved "
                 "is still there"
             ) from error
@@ -48,7 +48,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     if _NO_MEMORY.search(str(error)):
         return True
     return error.__cause__ is not None and is_out_of_memory(error.__cause__)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -16,7 +16,7 @@ from types import FrameType
 
 import typer
 
-from wasi_export.cli._console import VERBOSITY, note
+from wasi_export.cli._console import VERBOSITY, note, one_line
 from wasi_export.cli._pipeline import Pipeline
 from wasi_export.cli._summary import RunSummary
 from wasi_export.cli._sweep import Job
@@ -53,7 +53,7 @@ def run_jobs(jobs: Sequence[Job], folder: Path) -> int:
         try:
             codes.append(_run_job(job, folder, title))
         except WasiExportError as error:
-            typer.echo(f"{title}: error: {' '.join(str(error).split())}", err=True)
+            typer.echo(f"{title}: error: {one_line(error)}", err=True)
             codes.append(int(error.exit_code))
     return worst(codes)
 

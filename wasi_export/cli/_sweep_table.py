@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field
 
-from wasi_export.cli._console import note
+from wasi_export.cli._console import note, one_line
 from wasi_export.cli._summary import RunSummary, read_document
 from wasi_export.cli._sweep import Job
 from wasi_export.durable import locked_folder, write_bytes
@@ -131,7 +131,7 @@ def merge(jobs: Sequence[Job], folder: Path, finished: Callable[[Job], RunSummar
                 if (summary := finished(job)) is not None:
                     results.append(_result(job, folder, summary))
             except WasiExportError as error:
-                note(f"not in the table: {job.name}: {' '.join(str(error).split())}")
+                note(f"not in the table: {job.name}: {one_line(error)}")
         done = {result.name for result in results}
         table = SweepTable(
             rows=tuple(_rows(results)),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from wasi_export.allocate import LayerSpectrum, LayerTimes, ModelRest, choose_ranks
 from wasi_export.config import FactorMethod, SubspaceConfig
-from wasi_export.errors import ConfigError, NothingToCheckError
+from wasi_export.errors import ConfigError, NothingToCheckError, some
 from wasi_export.progress import Track, silent
 from wasi_export.ranks import ActivationRanks, LayerPlan, Plan, break_even_rank
 from wasi_export.subspace.activation_ranks import ModeEnergies, ranks_by_energy, ranks_by_memory
@@ -194,7 +194,7 @@ def load_plan(path: Path, targets: Iterable[str]) -> Plan:
     plan = Plan.load(path)
     planned, wanted = [layer.name for layer in plan.layers], list(targets)
     differences = [
-        f"it {verb} {', '.join(names[:3])}{', …' if len(names) > 3 else ''} ({len(names)})"
+        f"it {verb} {some(names, 3)} ({len(names)})"
         for verb, names in (
             ("lacks", [name for name in wanted if name not in planned]),
             ("also has", [name for name in planned if name not in wanted]),

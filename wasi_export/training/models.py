@@ -15,7 +15,7 @@ from timm.models import adapt_input_conv, load_state_dict
 from torch import Tensor, nn
 
 from wasi_export.config import Config, ModelConfig
-from wasi_export.errors import ConfigError, HostError
+from wasi_export.errors import ConfigError, HostError, first_line, some
 from wasi_export.manifest import InputSpec
 
 State = dict[str, Tensor]
@@ -49,7 +49,7 @@ def create_model(config: ModelConfig, num_classes: int) -> nn.Module:
         raise ConfigError(f"timm cannot make {config.name} with {arguments}: {error}") from error
     except OSError as error:  # every failed download; huggingface_hub's errors are OSErrors too
         raise HostError(
-            f"the pretrained weights of {config.name} cannot be had ({_first_line(error)}): check the "
+            f"the pretrained weights of {config.name} cannot be had ({first_line(error)}): check the "
             "network, or give a local file as model.checkpoint"
         ) from error
     except RuntimeError as error:
@@ -61,7 +61,7 @@ def create_model(config: ModelConfig, num_classes: int) -> nn.Module:
             ) from error
         if "pretrained" not in str(error).lower():
             raise
-        raise ConfigError(f"{config.name}: {_first_line(error)}") from error
+        raise ConfigError(f"{config.name}: {first_line(error)}") from error
     if config.checkpoint is not None:
         load_checkpoint(model, config.checkpoint)
     _require_image_size(model, config)
@@ -114,7 +114,7 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
         if state[key].shape != own[key].shape
     ]
     problems = [
-        f"{len(keys)} {kind} ({_some(keys)})"
+        f"{len(keys)} {kind} ({some(sorted(keys), 3)})"
         for kind, keys in (
             ("of another shape than the model's", reshaped),
             ("missing", missing),
@@ -215,7 +215,7 @@ def _require_image_size(model: nn.Module, config: ModelConfig) -> None:
             model.eval()(torch.zeros(1, config.in_chans, size, size))
     except RuntimeError as error:
         raise ConfigError(
-            f"{config.name} cannot take images of {size}×{size} ({_first_line(error)}): set model.img_size "
+            f"{config.name} cannot take images of {size}×{size} ({first_line(error)}): set model.img_size "
             f"to {own[0]}"
         ) from error
     finally:
@@ -232,7 +232,7 @@ def _adapted(state: State, model: nn.Module, path: Path) -> State:
             state = convert(state, model)
         except (KeyError, AttributeError, IndexError, ValueError, RuntimeError, AssertionError) as error:
             raise ConfigError(
-                f"{path} is not a checkpoint for this model: {_first_line(error)}: check model.name"
+                f"{path} is not a checkpoint for this model: {first_line(error)}: check model.name"
             ) from error
     own = model.state_dict()
     for name in _names(model, "first_conv"):
@@ -254,12 +254,3 @@ def _names(model: nn.Module, field: str) -> tuple[str, ...]:
 
 def _shape(tensor: Tensor) -> str:
     return "×".join(map(str, tensor.shape)) or "scalar"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from wasi_export.durable import write_bytes
-from wasi_export.errors import ConfigError, IntegrityError, MalformedError
+from wasi_export.errors import ConfigError, IntegrityError, MalformedError, first_line
 from wasi_export.settings import Frozen
 from wasi_export.subspace.inject import subspace_layers
 from wasi_export.untrusted.document import parse_document
@@ -88,8 +88,7 @@ def read_position(path: Path) -> Position | None:
             return parse_document((file.metadata() or {}).get("position", ""), Position)
     except (OSError, SafetensorError, MalformedError) as error:
         raise IntegrityError(
-            f"{path} is not a checkpoint of a training run ({str(error).splitlines()[0]}): start anew with "
-            "--force"
+            f"{path} is not a checkpoint of a training run ({first_line(error)}): start anew with --force"
         ) from error
 
 
