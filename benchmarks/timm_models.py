@@ -25,6 +25,7 @@ import onnxruntime as ort
 import timm
 import torch
 from kept import new_parser, new_result, read_result, to_json, write_result
+from timm_smaller import make_model, sketch
 from torch import nn
 
 from wasi_export.converters.graph_builder import UncoveredModuleError
@@ -37,8 +38,6 @@ from wasi_export.views import markdown_table
 
 RESULT, PAGE = Path("benchmarks/results/timm_models.json"), Path("docs/models.md")
 OPSET, BATCHES, TOLERANCE = 23, (1, 2, 7), 1e-5
-LARGE, FEW_BLOCKS, LARGE_IMAGE = 60_000_000, 2, 256
-TOO_LARGE = 500_000_000  # parameters, with few blocks, at 224 px
 MARK = "<!-- benchmarks/timm_models.py -->\n"
 
 
@@ -54,70 +53,8 @@ def transformers(only: list[str] | None, known: set[str]) -> Iterator[tuple[str,
     for name, source in (pair for turn in turns for pair in turn if pair is not None):
         if name in known or (only and source not in only):
             continue
-        with torch.device("meta"):
-            try:
-                model = timm.create_model(name)
-            except (
-                RuntimeError,
-                NotImplementedError,
-            ):  # what computes while it is made cannot be of no device
-                model = timm.create_model(name)
-        if any("attention" in type(module).__name__.lower() for module in model.modules()):
+        if any("attention" in type(module).__name__.lower() for module in sketch(name).modules()):
             yield name, source
-
-
-def make_model(name: str) -> tuple[nn.Module, InputSpec, str]:
-    """Returns a model with random weights, its input, and in what it is smaller than its name says."""
-    config = timm.get_pretrained_cfg(name)
-    size, arguments, tried = config.input_size[-1], {}, []
-    with torch.device("meta"):
-        parameters = _count(_create(name, {}) or timm.create_model(name))
-    if parameters > LARGE and _create(name, {"depth": FEW_BLOCKS}) is not None:
-        arguments["depth"] = FEW_BLOCKS
-        tried.append(f"{FEW_BLOCKS} blocks")
-    if size > LARGE_IMAGE:
-        smaller = next((s for s in (224, 256, 196, 192) if _create(name, {**arguments, "img_size": s})), None)
-        if smaller is not None:
-            arguments["img_size"] = size = smaller
-            tried.append(f"{size} px")
-    torch.manual_seed(0)
-    model = timm.create_model(name, **arguments).eval()
-    if "img_size" in arguments and not _runs(model, size):  # as CrossViT, which crops for another branch
-        size = config.input_size[-1]
-        del arguments["img_size"], tried[-1]
-        model = timm.create_model(name, **arguments).eval()
-    if _count(model) * (size / 224) ** 2 > TOO_LARGE:
-        raise MemoryError(f"{_count(model) / 1e6:.0f} M parameters at {size} px were too many to try")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
-                parameter.add_(0.1 * torch.randn(parameter.shape))
-    spec = InputSpec(height=size, width=size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    return model, spec, ", ".join(tried)
-
-
-def _create(name: str, arguments: dict[str, Any]) -> nn.Module | None:
-    """Returns a model without data; None where it cannot be had like this."""
-    try:
-        with torch.device("meta"):
-            model: nn.Module = timm.create_model(name, **arguments)
-    except (TypeError, RuntimeError, NotImplementedError, AssertionError, ValueError):
-        return None
-    return model
-
-
-def _runs(model: nn.Module, size: int) -> bool:
-    """Returns whether a model takes an image of the size that it was made for."""
-    try:
-        with torch.no_grad():
-            model(torch.zeros(1, 3, size, size))
-    except RuntimeError:
-        return False
-    return True
-
-
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def try_model(name: str) -> dict[str, Any]:
@@ -133,7 +70,7 @@ def try_model(name: str) -> dict[str, Any]:
             row["reason"] = (
                 f"torch's own fp32 is {own_error(model, spec):.1e} from its fp64 with these weights"
             )
-    except (WasiExportError, MemoryError) as error:
+    except WasiExportError as error:
         row["reason"] = " ".join(str(error).split())[:200]
     except Exception as error:  # of timm, torch or the runtime: the table is about whatever happens
         row["reason"] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
