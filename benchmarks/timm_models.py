@@ -5,10 +5,11 @@
     python benchmarks/timm_models.py --docs       # the table into docs/models.md, no run
     python benchmarks/timm_models.py --json       # prints the result
 
-A transformer is a model with a module that is named after attention. All parameters are random, also those
-that start as zero, so that each shows in the output. A large model is tried with fewer blocks, which are all
-alike, and on smaller images: `tried` says so. Outputs of batches of 1, 2 and 7 images are compared, with the
-runtime's optimiser and without; the error is the largest one over the scale of the output.
+A transformer is a VisionTransformer, or has a module that is named after attention. All parameters are
+random, also those that start as zero, so that each shows in the output. A large model is tried with fewer
+blocks, which are all alike, and on smaller images: `tried` says so. Outputs of batches of 1, 2 and 7 images
+are compared, with the runtime's optimiser and without; the error is the largest one over the scale of the
+output.
 
 The result is written after each model.
 """
@@ -25,6 +26,7 @@ import onnxruntime as ort
 import timm
 import torch
 from kept import new_parser, new_result, read_result, to_json, write_result
+from timm.models.vision_transformer import VisionTransformer
 from timm_smaller import make_model, sketch
 from torch import nn
 
@@ -53,8 +55,14 @@ def transformers(only: list[str] | None, known: set[str]) -> Iterator[tuple[str,
     for name, source in (pair for turn in turns for pair in turn if pair is not None):
         if name in known or (only and source not in only):
             continue
-        if any("attention" in type(module).__name__.lower() for module in sketch(name).modules()):
+        if is_transformer(sketch(name)):
             yield name, source
+
+
+def is_transformer(model: nn.Module) -> bool:
+    """Returns whether a model has attention; some blocks of VisionTransformer have it without a module."""
+    modules = (type(module).__name__.lower() for module in model.modules())
+    return isinstance(model, VisionTransformer) or any("attention" in name for name in modules)
 
 
 def try_model(name: str) -> dict[str, Any]:

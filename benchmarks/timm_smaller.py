@@ -10,7 +10,7 @@ from torch import nn
 from wasi_export.converters.inference import MAX_FILE_BYTES
 from wasi_export.manifest import InputSpec
 
-LARGE = 60_000_000  # parameters
+LARGE = 10_000_000  # parameters
 DEPTHS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("2 blocks", {"depth": 2}),
     *(

@@ -9,8 +9,11 @@ from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
 from wasi_export.converters.passes.attention import PackedAttentionPass
+from wasi_export.converters.passes.copies import CopyPass
+from wasi_export.converters.passes.explicit_attention import ExplicitAttentionPass
 from wasi_export.converters.passes.finish import FinishPass
 from wasi_export.converters.passes.layer_scale import LayerScalePass
+from wasi_export.converters.passes.mask import MaskPass
 from wasi_export.converters.passes.normalization import NormalizationPass
 from wasi_export.converters.passes.reshape import ReshapePass
 from wasi_export.converters.passes.token_selection import TokenSelectionPass
@@ -30,6 +33,7 @@ def simplify(model: ir.Model, name: str) -> onnx.ModelProto:
     """Returns the same model under a name, rewritten in place by exact passes."""
     fold_constants(
         model,
+        onnx_shape_inference=True,  # or a Shape of what has a static one is not folded
         input_size_limit=_FOLD_LIMIT,
         output_size_limit=_FOLD_LIMIT,
         should_fold=lambda node: False if node.op_type in _PRODUCTS or _is_filter_view(node) else None,
@@ -37,8 +41,11 @@ def simplify(model: ir.Model, name: str) -> onnx.ModelProto:
     scales = LayerScalePass()
     passes = ir.passes.Sequential(
         common.ShapeInferencePass(),
+        CopyPass(),
         ReshapePass(),
         common.RemoveUnusedNodesPass(),
+        MaskPass(),
+        ExplicitAttentionPass(),
         PackedAttentionPass(),
         ReshapePass(),
         common.RemoveUnusedNodesPass(),

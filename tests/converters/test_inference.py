@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,19 @@ def test_two_exports_are_the_same_bytes_and_name_no_path(exported: tuple[nn.Modu
     assert graph.producer_name == "wasi-export"
     for trace in (b"site-packages", b".py", b"timm.", b"pkg."):
         assert trace not in content
+
+
+def test_windows_are_one_operator_and_nothing_is_copied_or_asked_of_the_runtime() -> None:
+    arguments = {"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 2)}
+    model = make_model("swin_tiny_patch4_window7_224", arguments)
+    graph = export_inference(model, spec_for(32), opset=23)
+    counts = Counter(node.op_type for node in graph.graph.node)
+    assert counts["Attention"] == 4
+    assert {"Softmax", "MatMul", "Pad", "Mod"}.isdisjoint(counts)
+    # The one size that is not known: how many images the mask of the shifted windows is for.
+    assert counts["Shape"] == 1
+    masks = [tensor for tensor in graph.graph.initializer if tensor.dims[2:] == [1, 16, 16]]
+    assert [numpy_helper.to_array(mask).min() for mask in masks] == [-1000]
 
 
 @pytest.mark.parametrize("opset", [11, 16, 26])

@@ -1,0 +1,32 @@
+"""No copies of what stays as it is: a Pad by nothing, a Slice of everything."""
+
+import onnx_ir as ir
+
+from wasi_export.converters.passes.values import integers
+
+
+class CopyPass(ir.passes.InPlacePass):
+    """Removes Pad and Slice nodes that only copy, in place. Models write them for images of other sizes."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Looks at every Pad and Slice."""
+        copies = [node for node in model.graph if _only_copies(node)]
+        for node in copies:
+            source = node.inputs[0]
+            assert source is not None
+            ir.convenience.replace_all_uses_with(node.outputs[0], source)
+            model.graph.remove(node, safe=True)
+        return ir.passes.PassResult(model, bool(copies))
+
+
+def _only_copies(node: ir.Node) -> bool:
+    if node.domain or node.op_type not in ("Pad", "Slice") or node.outputs[0].is_graph_output():
+        return False
+    if node.op_type == "Pad":
+        pads = integers(node.inputs[1])
+        return pads is not None and not any(pads)
+    source, part = node.inputs[0], node.outputs[0]
+    steps = integers(node.inputs[4]) if len(node.inputs) > 4 else [1]
+    if source is None or source.shape is None or part.shape is None or steps is None:
+        return False
+    return source.shape == part.shape and all(step == 1 for step in steps)
