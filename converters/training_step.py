@@ -26,6 +26,7 @@ from onnx_ir.passes import common
 from torch import Tensor, nn
 
 from wasi_export.converters.graph_builder import GraphBuilder
+from wasi_export.converters.passes.mask import MaskPass
 from wasi_export.converters.step_graph import aten_conv, aten_math, aten_nn, aten_pool, aten_shape
 from wasi_export.converters.step_graph.function import SCALARS, SUMMARY, StepFunction, StepSettings
 from wasi_export.converters.step_graph.in_place import check_in_place
@@ -160,6 +161,7 @@ def _write(
         output.shape, output.type = ir.Shape(sizes), ir.TensorType(DTYPES[node.meta["val"].dtype])
         builder.graph.outputs.append(output)
     model = ir.Model(builder.graph, ir_version=IR_VERSION)
+    MaskPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.NameFixPass()(model)
     return ir.to_proto(model)

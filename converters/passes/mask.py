@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 _SUBNORMAL = float(np.log(np.finfo(np.float32).tiny))
 _HIDDEN = -1000.0
-_STEPS = ("Add", "Reshape")
+_STEPS = ("Add", "Reshape", "Unsqueeze")
 
 
 class MaskPass(ir.passes.InPlacePass):
