@@ -3,6 +3,7 @@
     python benchmarks/inference.py                          # all models that are not in the result; an hour
     python benchmarks/inference.py --models vit_small_patch16_224
     python benchmarks/inference.py --beside                 # other runtimes and operators, again
+    python benchmarks/inference.py --brief                  # on another processor: f = 0.2 and 0.4 alone
     python benchmarks/inference.py --docs                   # tables into docs/inference.md, no run
     python benchmarks/inference.py --json                   # prints the result
 
@@ -28,7 +29,7 @@ import numpy as np
 import onnx
 import torch
 from inference_operators import operator_times
-from inference_tables import to_markdown
+from inference_tables import to_brief_markdown, to_markdown
 from kept import new_parser, new_result, read_result, to_json, write_result
 from numpy.typing import NDArray
 from pages import fill
@@ -52,6 +53,8 @@ from wasi_export.training.models import create_model
 
 RESULT, PAGE = Path("benchmarks/results/inference.json"), Path("docs/inference.md")
 MARK, END = "<!-- benchmarks/inference.py -->\n", "<!-- end -->"
+BRIEF = Path("benchmarks/results/inference_brief.json")
+BRIEF_MARK, BRIEF_END = "<!-- benchmarks/inference.py: brief -->\n", "<!-- end of brief -->"
 MODELS = (
     "vit_tiny_patch16_224",
     "vit_small_patch16_224",
@@ -72,41 +75,44 @@ def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME")
     parser.add_argument("--beside", action="store_true", help="other runtimes and operators, again")
+    parser.add_argument("--brief", action="store_true", help="f = 0.2 and 0.4 alone, for another processor")
     parser.add_argument("--docs", action="store_true", help="tables into the page, no run")
     options = parser.parse_args()
-    result = read_result(RESULT, new_result(__doc__, models=[]))
+    path, fractions = (BRIEF, ALIGNED) if options.brief else (RESULT, FRACTIONS)
+    result = read_result(path, new_result(__doc__, models=[]))
     known = {measured["model"]: measured for measured in result["models"]}
     if not (options.docs or options.json):
         for name in options.models:
             if name not in known:
-                result["models"].append({"model": name, **measure_model(name)})
-            elif options.beside:
-                known[name] |= measure_beside(name)
-            write_result(RESULT, result)
+                result["models"].append({"model": name, "rows": measure_graphs(name, fractions)})
+            if not options.brief and (name not in known or options.beside):
+                next(each for each in result["models"] if each["model"] == name).update(measure_beside(name))
+            write_result(path, result)
     if options.docs:
-        fill(PAGE, MARK, END, to_markdown(result))
+        fill(PAGE, MARK, END, to_markdown(read_result(RESULT)))
+        fill(PAGE, BRIEF_MARK, BRIEF_END, to_brief_markdown([read_result(RESULT), read_result(BRIEF)]))
     if options.json:
         print(to_json(result))
 
 
-def measure_model(name: str) -> dict[str, Any]:
-    """Returns the rows of a model, and those of other runtimes."""
+def measure_graphs(name: str, fractions: Sequence[float]) -> list[dict[str, Any]]:
+    """Returns the rows of a model."""
     with tempfile.TemporaryDirectory() as folder:
-        rows = write_graphs(name, Path(folder))
+        rows = write_graphs(name, Path(folder), fractions)
         files = [(row["row"], row.pop("path")) for row in rows]
         for row, latency in zip(rows, measure_latency(files, rounds=ROUNDS), strict=True):
             row |= latency.model_dump(include={"p50_ms", "load_ms", "peak_rss_mb"})
             row["samples_ms"] = [round(sample, 3) for sample in latency.samples_ms]
-    return {"rows": rows, **measure_beside(name)}
+    return rows
 
 
-def write_graphs(name: str, folder: Path) -> list[dict[str, Any]]:
+def write_graphs(name: str, folder: Path, fractions: Sequence[float]) -> list[dict[str, Any]]:
     """Writes the graphs of a model, dense first; returns what does not depend on the others."""
     dense = make_model(name, None)
     rows = [describe("dense", folder, dense, None), describe_torch_export(dense, folder)]
     rows.append(describe("dense, int8", folder, dense, None))
     dense_macs = rows[0]["macs"]
-    for fraction in FRACTIONS:
+    for fraction in fractions:
         for aligned in (False, True) if fraction in ALIGNED else (False,):
             plan = plan_of(name, fraction, aligned=aligned)
             model = make_model(name, plan)

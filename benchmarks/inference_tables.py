@@ -1,5 +1,6 @@
 """Tables of `benchmarks/inference.py` for docs/inference.md."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,11 @@ from wasi_export.views import markdown_table
 COLUMNS = (
     "graph", "p50 ms", "p10 ms", "over dense", "over torch.onnx", "MACs left", "with attention", "MB",
     "nodes", "load ms", "peak RSS MB", "error",
+)  # fmt: skip
+
+BRIEF_COLUMNS = (
+    "model", "processor", "dense over torch.onnx", "f = 0.4", "in 16s", "f = 0.2", "in 16s", "dense, int8",
+    "f = 0.2, int8", "over dense int8",
 )  # fmt: skip
 
 SHOWN = 0.01
@@ -37,6 +43,26 @@ def to_markdown(result: dict[str, Any]) -> str:
         blocks.append(markdown_table(("runtime", "p50 ms", "time over onnxruntime"), "lrr", lines))
         blocks.append(operators_table(measured["operators"]))
     return "\n\n".join(blocks)
+
+
+def to_brief_markdown(results: Sequence[dict[str, Any]]) -> str:
+    """Returns how much faster graphs are than the dense one, with a line for each model and processor."""
+    lines = []
+    for name in (measured["model"] for measured in results[-1]["models"]):
+        for result in results:
+            rows = next(measured["rows"] for measured in result["models"] if measured["model"] == name)
+            ms = {row["row"]: np.array(row["samples_ms"]) for row in rows}
+            pairs = [
+                ("dense, torch.onnx", "dense"),
+                *(("dense", row) for row in ("f = 0.4", "f = 0.4 in 16s", "f = 0.2", "f = 0.2 in 16s")),
+                ("dense", "dense, int8"),
+                ("dense", "f = 0.2, int8"),
+                ("dense, int8", "f = 0.2, int8"),
+            ]
+            faster = (f"{np.median(ms[slow] / ms[fast]):.2f}×" for slow, fast in pairs)
+            processor = result["host"]["processor"].removesuffix(" Processor").replace("(R)", "")
+            lines.append((name, processor, *faster))
+    return markdown_table(BRIEF_COLUMNS, "llrrrrrrrr", lines)
 
 
 def operators_table(operators: dict[str, dict[str, float]]) -> str:

@@ -66,18 +66,17 @@ def _find(softmax: ir.Node, graph: ir.Graph) -> _Match | None:
         scale, query = scale * of_query, before
     if query is None or key is None or value is None or not _same_batch_and_heads(query, key, value):
         return None
-    heads, rows, columns = sizes(query)[1], sizes(query)[2], sizes(key)[3]
-    if -1 in (heads, rows, columns) or scale <= 0:
-        return None
-    if bias is not None:
-        *leading, bias_rows, bias_columns = sizes(bias) or [0, 0]
-        if [bias_rows, bias_columns] != [rows, columns] or leading not in ([], [heads], [1, heads], [1, 1]):
-            return None
-    if mask is not None and (
-        sizes(mask)[2:] != [1, rows, columns] or sizes(bias) != [1, heads, rows, columns]
-    ):
+    scores_sizes = [sizes(query)[1], sizes(query)[2], sizes(key)[3]]
+    if -1 in scores_sizes or scale <= 0 or not _can_add(bias, mask, scores_sizes):
         return None
     return _Match(query, key, value, scale, head_scale, bias, mask, last)
+
+
+def _can_add(bias: ir.Value | None, mask: ir.Value | None, scores: list[int]) -> bool:
+    """Returns whether a bias and a mask can be added to scores [B, H, N, M] of the sizes [H, N, M]."""
+    if mask is not None:
+        return sizes(mask)[2:] == [1, *scores[1:]] and sizes(bias) == [1, *scores]
+    return bias is None or sizes(bias) in (scores[1:], scores, [1, *scores], [1, 1, *scores[1:]])
 
 
 def _same_batch_and_heads(*values: ir.Value) -> bool:
@@ -152,15 +151,10 @@ def _rewrite(match: _Match, graph: ir.Graph) -> None:
 
 def _transposed(key: ir.Value, add: Callable[..., ir.Value]) -> ir.Value:
     """Returns keys [B, H, M, D]."""
-    node = key.producer()
-    order = (
-        list(node.attributes.get_ints("perm", ())) if node is not None and node.op_type == "Transpose" else []
-    )
-    if node is None or len(order) != 4:
-        return add("Transpose", [key], perm=_SWAPPED)
+    node, source, order = key.producer(), key, [0, 1, 2, 3]
+    if node is not None and node.op_type == "Transpose" and node.inputs[0] is not None:
+        source, order = node.inputs[0], list(node.attributes.get_ints("perm", (3, 2, 1, 0)))
     order = [order[axis] for axis in _SWAPPED]
-    source = node.inputs[0]
-    assert source is not None
     return source if order == [0, 1, 2, 3] else add("Transpose", [source], perm=order)
 
 
