@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from wasi_export.converters.passes.values import integers
+from wasi_export.converters.passes.values import integers, sizes
 
 
 class CopyPass(ir.passes.InPlacePass):
@@ -25,8 +25,10 @@ def _only_copies(node: ir.Node) -> bool:
     if node.op_type == "Pad":
         pads = integers(node.inputs[1])
         return pads is not None and not any(pads)
-    source, part = node.inputs[0], node.outputs[0]
-    steps = integers(node.inputs[4]) if len(node.inputs) > 4 else [1]
-    if source is None or source.shape is None or part.shape is None or steps is None:
+    if len(node.inputs) < 4:
         return False
-    return source.shape == part.shape and all(step == 1 for step in steps)
+    axes, steps = integers(node.inputs[3]), integers(node.inputs[4]) if len(node.inputs) > 4 else [1]
+    before, after = sizes(node.inputs[0]), sizes(node.outputs[0])
+    if not axes or not steps or not before or not after or any(step != 1 for step in steps):
+        return False
+    return all(before[axis] == after[axis] != -1 for axis in axes)

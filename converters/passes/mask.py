@@ -6,8 +6,8 @@ a hundred times slower (the product with the values of Swin-T took 34 ms in plac
 
     m ≤ ln(2^-126) = -87.3   becomes   -1000
 
-and the softmax gives 0. What changes is less than the smallest normal number of fp32, as long as a masked
-score is not larger than all others by more than a mask is meant to outweigh.
+and the softmax gives 0. What changes is less than the smallest normal number of fp32, as long as no masked
+score exceeds all that are not masked by more than a mask is there to outweigh; each row has one that is not.
 """
 
 import numpy as np
@@ -40,8 +40,8 @@ def _lower(node: ir.Node, index: int) -> bool:
     if found is not None:
         mask = found.numpy()
         weak = (mask <= _SUBNORMAL) & (mask > _HIDDEN) if mask.dtype == np.float32 else np.zeros(0, bool)
-        # Only zeros beside it: a bias of positions has other numbers, which mean what they say.
-        if not weak.any() or mask[~weak].any():
+        # Zeros beside it, in every row: a bias of positions has other numbers, which mean what they say.
+        if not weak.any() or mask[~weak].any() or weak.all(axis=-1).any():
             return False
         new = ir.node("Constant", [], {"value": ir.tensor(np.where(weak, np.float32(_HIDDEN), mask))})
         assert node.graph is not None

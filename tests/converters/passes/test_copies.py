@@ -19,6 +19,15 @@ def graph(body: str, shape: str = "N, 3, 4") -> ir.Model:
     return ShapeInferencePass()(model).model
 
 
+def test_an_axis_of_no_known_size_is_cut() -> None:
+    model = graph(SLICE.format(0, 1, 0, 1), "M, 3, 4")
+    for value in (model.graph.inputs[0], model.graph[4].outputs[0]):
+        value.shape = ir.Shape([None, 3, 4])
+    assert model.graph[4].op_type == "Slice"
+    CopyPass()(model)
+    assert model.graph[4].op_type == "Slice"
+
+
 def run(model: ir.Model) -> np.ndarray:
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
     x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)

@@ -21,8 +21,9 @@ BIASED = "biased = Add (x, bias) masked = Add (biased, mask) p = Softmax <axis =
 OPERATOR = "p = Attention <scale = 1.0> (x, x, x, mask)"
 
 
-def graph(body: str, hidden: float = -100.0, shown: float = 0.0) -> ir.Model:
+def graph(body: str, hidden: float = -100.0, shown: float = 0.0, *, whole_row: bool = False) -> ir.Model:
     mask = [shown] * 16 + [shown, shown, hidden, hidden] * 4
+    mask[:4] = [hidden if whole_row else shown] * 4
     axes = "1, 2, 1, 4, 4" if body is VIEWED else "2, 1, 4, 4"
     return ir.from_onnx_text(f"""
     <ir_version: 10, opset_import: ["" : 23]>
@@ -81,6 +82,7 @@ def test_a_mask_of_the_operator_is_lowered() -> None:
         graph(ADDED, hidden=-1e4),
         graph(ADDED, hidden=float(np.finfo(np.float32).min)),
         graph(ADDED, shown=0.5),
+        graph(ADDED, whole_row=True),
         graph("p = Add (x, mask)"),
         graph("masked = Add (x, mask) s = Softmax <axis = -1> (masked) p = Mul (s, masked)"),
     ],
@@ -89,6 +91,7 @@ def test_a_mask_of_the_operator_is_lowered() -> None:
         "low enough",
         "as low as can be",
         "a bias with low numbers",
+        "nothing but masked",
         "no softmax",
         "used elsewhere as well",
     ],
