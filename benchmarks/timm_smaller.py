@@ -53,9 +53,16 @@ def count_parameters(model: nn.Module) -> int:
 
 def _fewer_blocks(name: str) -> tuple[dict[str, Any], str]:
     """Returns the arguments that make a large model shallow, none for a small one, and what they do."""
-    parameters = count_parameters(sketch(name))
+    model = sketch(name)
+    parameters, stages = count_parameters(model), getattr(model, "stages", ())
     if parameters > LARGE:
         for words, arguments in DEPTHS:
+            if (
+                "depth" not in arguments
+                and len(stages) > 4
+                and [*map(len, arguments.values())] != [len(stages)]
+            ):
+                continue  # it would be made with too few, and fail when it runs
             try:
                 shallow = count_parameters(sketch(name, **arguments))
             except (TypeError, RuntimeError, AssertionError, ValueError, IndexError, KeyError):
