@@ -83,10 +83,12 @@ def main() -> None:
     known = {measured["model"]: measured for measured in result["models"]}
     if not (options.docs or options.json):
         for name in options.models:
-            if name not in known:
-                result["models"].append({"model": name, "rows": measure_graphs(name, fractions)})
-            if not options.brief and (name not in known or options.beside):
-                next(each for each in result["models"] if each["model"] == name).update(measure_beside(name))
+            new = name not in known
+            if new:
+                known[name] = {"model": name, "rows": measure_graphs(name, fractions)}
+                result["models"].append(known[name])
+            if not options.brief and (new or options.beside):
+                known[name] |= measure_beside(name)
             write_result(path, result)
     if options.docs:
         fill(PAGE, MARK, END, to_markdown(read_result(RESULT)))

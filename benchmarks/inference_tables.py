@@ -60,9 +60,14 @@ def to_brief_markdown(results: Sequence[dict[str, Any]]) -> str:
                 ("dense, int8", "f = 0.2, int8"),
             ]
             faster = (f"{np.median(ms[slow] / ms[fast]):.2f}×" for slow, fast in pairs)
-            processor = result["host"]["processor"].removesuffix(" Processor").replace("(R)", "")
-            lines.append((name, processor, *faster))
+            lines.append((name, processor_of(result), *faster))
     return markdown_table(BRIEF_COLUMNS, "llrrrrrrrr", lines)
+
+
+def processor_of(result: dict[str, Any]) -> str:
+    """Returns the short name of the processor that a result is from."""
+    processor: str = result["host"]["processor"]
+    return processor.removesuffix(" Processor").replace("(R)", "")
 
 
 def operators_table(operators: dict[str, dict[str, float]]) -> str:

@@ -18,20 +18,23 @@ import onnxruntime as ort
 import timm
 import torch
 from inference import OPSET, PAGE, SPEC, make_model, run_in_turns
+from inference_tables import processor_of
 from kept import new_parser, new_result, read_result, to_json, write_result
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from pages import fill
 
 from wasi_export.converters.inference import export_inference
+from wasi_export.converters.passes.mask import HIDDEN
 from wasi_export.converters.step_graph.function import SCALARS, StepSettings
 from wasi_export.converters.training_step import export_training_step
+from wasi_export.runtimes.session import session_options
 from wasi_export.views import markdown_table
 
 RESULT = Path("benchmarks/results/masks.json")
 MARK, END = "<!-- benchmarks/masks.py -->\n", "<!-- end of masks -->"
 SWIN, BATCH, ROUNDS = "swin_tiny_patch4_window7_224", 4, 15
-GIVEN, LOWERED = -100, -1000
+GIVEN = -100
 
 Case = tuple[onnx.ModelProto, dict[str, NDArray[Any]]]
 """A graph, and its inputs."""
@@ -82,12 +85,12 @@ def with_given_masks(graph: onnx.ModelProto) -> onnx.ModelProto:
     masks = [
         tensor
         for tensor in (*changed.graph.initializer, *constants)
-        if np.any(numpy_helper.to_array(tensor) == LOWERED)
+        if np.any(numpy_helper.to_array(tensor) == HIDDEN)
     ]
     for tensor in masks:
         array = numpy_helper.to_array(tensor)
         tensor.CopyFrom(
-            numpy_helper.from_array(np.where(array == LOWERED, array.dtype.type(GIVEN), array), tensor.name)
+            numpy_helper.from_array(np.where(array == HIDDEN, array.dtype.type(GIVEN), array), tensor.name)
         )
     assert masks
     return changed
@@ -95,9 +98,7 @@ def with_given_masks(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 def runner(graph: onnx.ModelProto, inputs: dict[str, NDArray[Any]]) -> Callable[[], object]:
     """Returns what runs a graph once, on one thread."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(graph.SerializeToString(), options)
+    session = ort.InferenceSession(graph.SerializeToString(), session_options(threads=1))
     return lambda: session.run(None, inputs)
 
 
@@ -108,8 +109,9 @@ def to_markdown(result: dict[str, Any]) -> str:
         given, lowered = np.array(row["given_ms"]), np.array(row["lowered_ms"])
         ratio = np.median(lowered / given)
         lines.append((row["what"], f"{np.median(given):.0f}", f"{np.median(lowered):.0f}", f"{ratio:.2f}"))
-    processor = result["host"]["processor"].removesuffix(" Processor").replace("(R)", "")
-    return markdown_table((f"Swin, {processor}", "masks of -100, ms", "of -1000, ms", "ratio"), "lrrr", lines)
+    return markdown_table(
+        (f"Swin, {processor_of(result)}", "masks of -100, ms", "of -1000, ms", "ratio"), "lrrr", lines
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from wasi_export.converters.passes.values import integers, only_user
+from wasi_export.converters.passes.values import integers, only_user, producer
 
 _HEADS_FIRST = (2, 0, 3, 1, 4)  # [B, N, 3, H, D] → [3, B, H, N, D]
 _HEADS_BACK = (0, 2, 1, 3)  # [B, H, N, D] → [B, N, H, D]
@@ -73,10 +73,10 @@ def _packed_qkv(attention: ir.Node) -> _Packed | None:
     sources = {source for source, _ in slices}
     if [index for _, index in slices] != [0, 1, 2] or len(sources) != 1:
         return None
-    transpose = _producer(sources.pop(), "Transpose")
+    transpose = producer(sources.pop(), "Transpose")
     if transpose is None or tuple(transpose.attributes.get_ints("perm", ())) != _HEADS_FIRST:
         return None
-    view = _producer(transpose.inputs[0], "Reshape")
+    view = producer(transpose.inputs[0], "Reshape")
     target = integers(view.inputs[1]) if view is not None else None
     if view is None or target is None or len(target) != 5 or min(target[1:]) < 1 or target[2] != 3:
         return None
@@ -86,13 +86,13 @@ def _packed_qkv(attention: ir.Node) -> _Packed | None:
 
 def _leading_slice(value: ir.Value | None) -> tuple[ir.Value | None, int | None]:
     """Returns (x, i) where the value is x[i]: a Gather, or a Squeeze of a Slice of one row."""
-    if gather := _producer(value, "Gather"):
+    if gather := producer(value, "Gather"):
         index = integers(gather.inputs[1])
         return gather.inputs[0], index[0] if gather.attributes.get_int("axis", 0) == 0 and index else None
-    squeeze = _producer(value, "Squeeze")
+    squeeze = producer(value, "Squeeze")
     if squeeze is None or len(squeeze.inputs) < 2 or integers(squeeze.inputs[1]) != [0]:
         return None, None
-    rows = _producer(squeeze.inputs[0], "Slice")
+    rows = producer(squeeze.inputs[0], "Slice")
     if rows is None or len(rows.inputs) < 4:
         return None, None
     start, end, axes = (integers(bound) for bound in rows.inputs[1:4])
@@ -110,8 +110,3 @@ def _merge_of_heads(attention: ir.Node) -> ir.Node | None:
     target = integers(merge.inputs[1]) if merge is not None else None
     # A zero in the target copies a size of the input, which would be another input.
     return merge if target and 0 not in target else None
-
-
-def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == op_type and node.domain == "" else None

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import onnx_ir as ir
 
 from wasi_export.converters.passes.linears import add_integers
-from wasi_export.converters.passes.values import only_user, sizes
+from wasi_export.converters.passes.values import only_user, producer, sizes
 
 _SWAPPED = [0, 1, 3, 2]
 
@@ -151,8 +151,8 @@ def _rewrite(match: _Match, graph: ir.Graph) -> None:
 
 def _transposed(key: ir.Value, add: Callable[..., ir.Value]) -> ir.Value:
     """Returns keys [B, H, M, D]."""
-    node, source, order = key.producer(), key, [0, 1, 2, 3]
-    if node is not None and node.op_type == "Transpose" and node.inputs[0] is not None:
+    node, source, order = producer(key, "Transpose"), key, [0, 1, 2, 3]
+    if node is not None and node.inputs[0] is not None:
         source, order = node.inputs[0], list(node.attributes.get_ints("perm", (3, 2, 1, 0)))
     order = [order[axis] for axis in _SWAPPED]
     return source if order == [0, 1, 2, 3] else add("Transpose", [source], perm=order)
@@ -160,5 +160,4 @@ def _transposed(key: ir.Value, add: Callable[..., ir.Value]) -> ir.Value:
 
 def _own_producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
     """Returns the node that gives a value, if it is of this kind and the value is used once."""
-    node = value.producer() if value is not None and len(value.uses()) == 1 else None
-    return node if node is not None and node.op_type == op_type and not node.domain else None
+    return producer(value, op_type) if value is not None and len(value.uses()) == 1 else None

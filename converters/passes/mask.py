@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 _SUBNORMAL = float(np.log(np.finfo(np.float32).tiny))
-_HIDDEN = -1000.0
+HIDDEN = -1000.0
+"""What is added to a score that is masked."""
 _STEPS = ("Add", "Reshape", "Unsqueeze")
 
 
@@ -39,11 +40,11 @@ def _lower(node: ir.Node, index: int) -> bool:
     found = ir.convenience.get_const_tensor(value) if value is not None else None
     if found is not None:
         mask = found.numpy()
-        weak = (mask <= _SUBNORMAL) & (mask > _HIDDEN) if mask.dtype == np.float32 else np.zeros(0, bool)
+        weak = (mask <= _SUBNORMAL) & (mask > HIDDEN) if mask.dtype == np.float32 else np.zeros(0, bool)
         # Zeros beside it, in every row: a bias of positions has other numbers, which mean what they say.
         if not weak.any() or mask[~weak].any() or weak.all(axis=-1).any():
             return False
-        new = ir.node("Constant", [], {"value": ir.tensor(np.where(weak, np.float32(_HIDDEN), mask))})
+        new = ir.node("Constant", [], {"value": ir.tensor(np.where(weak, np.float32(HIDDEN), mask))})
         assert node.graph is not None
         node.graph.insert_before(node, new)
         new.outputs[0].shape, new.outputs[0].dtype = ir.Shape(mask.shape), ir.DataType.FLOAT

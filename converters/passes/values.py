@@ -28,6 +28,12 @@ def is_own_parameter(value: ir.Value | None) -> bool:
     return value is not None and value.is_initializer() and len(value.uses()) == 1
 
 
+def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """Returns the node that gives a value, if it is of this kind."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == op_type and not node.domain else None
+
+
 def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
     """Returns the node that alone uses a value, if it is of this kind."""
     users = [usage.node for usage in value.uses()]
