@@ -53,4 +53,5 @@ def _lower(node: ir.Node, index: int) -> bool:
     before = value.producer() if value is not None else None
     if before is None or before.op_type not in _STEPS or len(before.outputs[0].uses()) != 1:
         return False
-    return any(_lower(before, input_) for input_ in ((1, 0) if before.op_type == "Add" else (0,)))
+    inputs = range(2) if before.op_type == "Add" else range(1)
+    return sum(_lower(before, each) for each in inputs) > 0  # of all of them: there may be two masks

@@ -69,6 +69,11 @@ def test_no_subnormal_number_is_left_and_nothing_else_changes(body: str) -> None
     assert constants(after)[0] == -1000
 
 
+def test_both_of_two_masks_are_lowered() -> None:
+    after = lowered(graph("one = Add (x, mask) masked = Add (one, mask) p = Softmax <axis = -1> (masked)"))
+    assert constants(after)[:2] == [-1000, -1000]
+
+
 def test_a_mask_of_the_operator_is_lowered() -> None:
     model = graph(OPERATOR)
     assert constants(lowered(model))[0] == -1000
